@@ -1,0 +1,56 @@
+"""A recipe as a picture: what each unit of each block is asked to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from rsparse.analysis.recipe_table import by_kind
+from rsparse.atomic import disk_errors
+from rsparse.recipe import Recipe
+
+PANELS = (
+    ("sparsity", "share of bytes not read"),
+    ("rho", "rho: share of kept bytes in whole channels"),
+    ("threshold", "threshold, log10"),
+)
+
+
+def plot_recipe(recipe: Recipe, path: Path) -> None:
+    """Heat maps block × kind of unit, as a PNG (or whatever `path` ends in)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    kinds = by_kind(recipe)
+    count = 1 + max(block for units in kinds.values() for block in units)
+    width = max(6.0, 0.22 * count + 2.4)
+    figure, axes = plt.subplots(
+        len(PANELS), 1, figsize=(width, 1.1 + len(PANELS) * (0.3 * len(kinds) + 0.75)), layout="constrained"
+    )
+    for axis, (field, title) in zip(axes, PANELS, strict=True):
+        grid = np.full((len(kinds), count), np.nan)
+        for row, units in enumerate(kinds.values()):
+            for block, unit in units.items():
+                value = getattr(unit, field)
+                if field == "threshold":
+                    value = np.nan if not value else np.log10(value)
+                grid[row, block] = value
+        low, high = (None, None) if field == "threshold" else (0.0, 1.0)
+        image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=low, vmax=high)
+        figure.colorbar(image, ax=axis, pad=0.01)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_yticks(range(len(kinds)), [kind.rpartition(".")[2] for kind in kinds], fontsize=8)
+        axis.set_xticks(range(0, count, max(1, count // 15)))
+        axis.tick_params(labelsize=8)
+    axes[-1].set_xlabel("block", fontsize=8)
+    name = recipe.model or recipe.model_type
+    figure.suptitle(
+        f"{recipe.method} recipe for {name}: asked sparsity {recipe.sparsity:.2f}, grouping {recipe.grouping}", fontsize=10
+    )
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,33 @@
+"""Bytes of weights that one decoded token reads at batch 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from rsparse.models.layout import linear_weights, sites
+from rsparse.sparse_model import is_sparse, state, unit_members
+
+
+def dense_bytes_per_token(model: nn.Module) -> int:
+    """All linears of all blocks with their biases, and the head; neither embeddings' rows, norms nor KV."""
+    linears = [linear for block in sites(model) for site in block for linear in site.linears.values()]
+    head = model.get_output_embeddings().weight
+    biases = sum(linear.bias.numel() for linear in linears if linear.bias is not None)
+    return (linear_weights(model) + biases) * linears[0].weight.element_size() + head.numel() * head.element_size()
+
+
+def bytes_per_token(model: nn.Module, sparsity_by_unit: Mapping[str, float]) -> int:
+    """The same with each unit's kept channels, low-rank factors and score scale in place of its weight.
+
+    `sparsity_by_unit` is what a SparsityMeter measured.
+    """
+    total = dense_bytes_per_token(model)
+    if not is_sparse(model):
+        return total
+    size = next(model.parameters()).element_size()
+    units = state(model).recipe.units
+    saved = sum(share * units[name].size for name, share in sparsity_by_unit.items()) * size
+    scales = [members[0].channel_scale for members in unit_members(model).values()]
+    return round(total - saved) + sum(scale.nbytes for scale in scales if scale is not None)

@@ -1,0 +1,102 @@
+"""Where text comes from: a file, the bundled text, or a data set on the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rsparse.errors import RSparseError
+
+BUNDLED = "bundled"
+DEFAULT = "allenai/c4:en"
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Text by name: `bundled`, `bundled:test`, a `.txt` or `.jsonl` path, or `owner/dataset[:config[:split]]`."""
+
+    name: str
+
+    def documents(self) -> Iterator[str]:
+        """Documents in order; a `.txt` file is one. Raises RSparseError where there are none."""
+        empty = True
+        for text in self._read():
+            if text.strip():
+                empty = False
+                yield text
+        if empty:
+            raise RSparseError(f"{self.name}: there is no text in it")
+
+    def _read(self) -> Iterator[str]:
+        path = Path(self.name)
+        if self.name.partition(":")[0] == BUNDLED:
+            yield from bundled(self.name.partition(":")[2] or "train")
+        elif path.suffix == ".jsonl":
+            yield from _read_jsonl(path)
+        elif path.is_file():
+            yield _read_file(path)
+        elif path.suffix in (".txt", ".json", ".md") or path.is_absolute() or self.name.startswith("."):
+            raise RSparseError(f"text file {self.name} does not exist")
+        else:
+            yield from _read_hub(self.name)
+
+
+def bundled(split: str = "train") -> Iterator[str]:
+    """The language reference that every CPython carries (PSF licence): two topics of three to `train`, one to `test`."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise RSparseError("this Python came without pydoc_data, the bundled text; name a .txt file instead") from None
+    if split not in ("train", "test"):
+        raise RSparseError(f"bundled text has the parts train and test, not {split!r}")
+    for number, name in enumerate(sorted(topics)):
+        if (number % 3 == 2) == (split == "test"):
+            yield topics[name]
+
+
+def _read_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RSparseError(f"cannot read text file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RSparseError(f"text file {path} is not UTF-8 (byte {error.start})") from error
+
+
+def _read_jsonl(path: Path) -> Iterator[str]:
+    for number, line in enumerate(_read_file(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise RSparseError(f"{path}, line {number}: expected a JSON object with a string 'text'")
+        yield text
+
+
+def _read_hub(name: str) -> Iterator[str]:
+    dataset, _, rest = name.partition(":")
+    config, _, split = rest.partition(":")
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(dataset, config or None, split=split or "train", streaming=True)
+        for row in rows:
+            yield row["text"]
+    except KeyError:
+        raise RSparseError(f"data set {name} has no column 'text'") from None
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise RSparseError(
+            f"cannot read data set {name} from the Hub ({reason[0] if reason else type(error).__name__}); "
+            f"name a .txt or .jsonl file with --data, or use --data {BUNDLED}"
+        ) from error
+
+
+def wikitext_join(text: str) -> str:
+    """The usual WikiText-2 convention over the raw file: rows joined by a blank line, blank rows empty."""
+    return "\n\n".join(line + "\n" if line.strip() else "" for line in text.removesuffix("\n").split("\n"))

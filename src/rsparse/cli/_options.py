@@ -1,0 +1,114 @@
+"""Options that several verbs share, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rsparse.errors import RSparseError
+
+MODEL_HELP = "Hub id, local folder, .gguf file, or smollm2-135m (the embedded default)"
+DATA_HELP = "text: a .txt or .jsonl file, `bundled`, or a Hub data set as owner/name[:config[:split]]"
+
+
+def add_model(parser: argparse.ArgumentParser, name: str = "model") -> None:
+    parser.add_argument(name, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 or auto: float32 on a CPU, else bfloat16")
+    parser.add_argument("--backend", default="auto", help="what runs the sparse linears: auto (default), reference")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the result record here")
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def add_output(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help=what)
+    parser.add_argument("--overwrite", action="store_true", help="replace DIR where it exists")
+
+
+def add_calibration_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokens", type=int, default=32768, help="calibration tokens (default %(default)s)")
+    parser.add_argument("--seq-len", type=int, default=512, help="tokens in a window (default %(default)s)")
+    parser.add_argument("--rows", type=int, default=4096, help="activation rows kept at each input (default %(default)s)")
+
+
+def add_token_policy(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--token-policy", default=default, metavar="POLICY",
+        help="which tokens are sparse: all, decode, last_fraction:F or dense (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--sink-tokens", type=int, default=1, help="first tokens that stay dense (default %(default)s)")
+
+
+def load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """(model, tokenizer) as the options say."""
+    from rsparse.checkpoint import from_pretrained
+
+    return from_pretrained(args.model, dtype=args.dtype, device=args.device, backend=args.backend)
+
+
+def calibrate(args: argparse.Namespace, model: Any, tokenizer: Any, data: str, out: Path | None) -> Any:
+    """Run the calibration that the options describe, after saying what it takes."""
+    from rsparse.calibration import calibrate as run
+    from rsparse.calibration.observe import disk_bytes
+    from rsparse.models.layout import sites
+
+    rows = min(args.rows, args.tokens)
+    size = disk_bytes({site.name: site.in_features for block in sites(model) for site in block}, rows)
+    say(f"calibrating on {args.tokens} tokens of {data}; the statistics take {size / 1e9:.2f} GB on disk")
+    return run(
+        model, tokenizer, data, out=out, tokens=args.tokens, seq_len=args.seq_len, rows=args.rows,
+        seed=args.seed, name=args.model, overwrite=getattr(args, "overwrite", False) and out is not None,
+    )  # fmt: skip
+
+
+def write_record(args: argparse.Namespace, record: dict[str, Any]) -> None:
+    if args.json is not None:
+        from rsparse.records import write
+
+        write(args.json, record)
+
+
+def check_json(args: argparse.Namespace) -> None:
+    """Refuse a record path that cannot be written before the work, not after it."""
+    if args.json is not None and args.json.is_dir():
+        raise RSparseError(f"--json {args.json} is a folder; name a file")
+
+
+def say(line: str) -> None:
+    """A note for the person at the terminal; results go to stdout, notes to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def short(name: str) -> str:
+    """A model or text by name, without this machine's folders."""
+    path = Path(name)
+    return path.name if path.exists() else name
+
+
+def sparse_config(model: Any) -> dict[str, Any]:
+    """The record's config fields that a sparse model knows of itself."""
+    from rsparse.sparse_model import is_sparse, state
+
+    if not is_sparse(model):
+        return {"method": "dense", "sparsity": 0.0}
+    recipe = state(model).recipe
+    units = list(recipe.units.values())
+    return {
+        "method": recipe.method,
+        "sparsity": round(recipe.sparsity, 6),
+        "rho": sorted({unit.rho for unit in units}),
+        "criterion": sorted({unit.criterion for unit in units}),
+        "grouping": recipe.grouping,
+        "fit": recipe.fit,
+        "rank_share": round(sum(u.lowrank_size for u in units) / max(1.0, sum((1 - u.sparsity) * u.size for u in units)), 6),
+        "recipe_sha": recipe.sha(),
+        "calibration": recipe.calibration,
+    }

@@ -1,0 +1,26 @@
+"""rsparse densify."""
+
+from __future__ import annotations
+
+import argparse
+
+from rsparse.cli import _options as options
+
+HELP = "write a sparse checkpoint's dense model back, bit for bit"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_output(parser, "folder for the dense model")
+
+
+def run(args: argparse.Namespace) -> None:
+    from rsparse.atomic import check_target
+    from rsparse.checkpoint import save_pretrained
+    from rsparse.sparse_model import densify
+
+    check_target(args.out, overwrite=args.overwrite)
+    model, tokenizer = options.load(args)
+    densify(model)
+    save_pretrained(model, args.out, tokenizer, overwrite=args.overwrite)
+    options.say(f"{args.out}: dense")

@@ -1,0 +1,89 @@
+"""rsparse sparsify."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rsparse.cli import _options as options
+from rsparse.errors import RSparseError
+
+HELP = "make a sparse checkpoint of a dense model"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    parser.add_argument("--sparsity", type=float, help="share of the blocks' weights not to read, in [0, 1)")
+    parser.add_argument("--method", help="rsparse (default), sparse_only, low_rank_only, dense")
+    parser.add_argument("--rho", type=float, help="share of the bytes for whole channels; the rest is low-rank")
+    parser.add_argument("--criterion", help="what scores a channel: magnitude, column_norm, residual_norm, paper")
+    parser.add_argument("--grouping", help="linear: a mask for each linear; group: one for linears with the same input")
+    parser.add_argument("--fit", help="low-rank factors: svd of the weight, or fitted to dropped inputs (default)")
+    parser.add_argument("--recipe", type=Path, metavar="R.json", help="a recipe file instead of --method and its options")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--calibration", type=Path, metavar="DIR", help="statistics from `rsparse calibrate`")
+    source.add_argument("--data", help=f"{options.DATA_HELP}; calibrates now (default allenai/c4:en)")
+    options.add_calibration_size(parser)
+    parser.add_argument(
+        "--settle-tokens", type=int, default=8192, help="tokens that solve the thresholds (default %(default)s)"
+    )
+    parser.add_argument("--no-check", action="store_true", help="skip the short comparison with dense at the end")
+    options.add_seed(parser)
+    options.add_json(parser)
+    options.add_output(parser, "folder for the checkpoint")
+
+
+def run(args: argparse.Namespace) -> None:
+    from rsparse.atomic import check_target
+    from rsparse.calibration import Calibration
+    from rsparse.calibration.text import DEFAULT
+    from rsparse.checkpoint import save_pretrained
+    from rsparse.fingerprint import weights_sha
+    from rsparse.records import Run
+    from rsparse.sparse_model import is_sparse, state
+    from rsparse.sparsify import sparsify
+
+    timer = Run()
+    check_target(args.out, overwrite=args.overwrite)
+    options.check_json(args)
+    recipe = _given_recipe(args)
+    calibration = Calibration.load(args.calibration) if args.calibration else None
+    model, tokenizer = options.load(args)
+    if is_sparse(model):
+        raise RSparseError(f"{args.model} is sparse already; sparsify the dense model it came from, or `rsparse densify` it")
+    recipe = recipe or _made_recipe(args, model)
+    if calibration is None:
+        calibration = options.calibrate(args, model, tokenizer, args.data or DEFAULT, None)
+    sparsify(model, recipe, calibration, settle_tokens=args.settle_tokens, backend=args.backend, seed=args.seed)
+    metrics: dict[str, Any] = {}
+    if not args.no_check:
+        from rsparse.evaluation.check import quick_check
+
+        check = quick_check(model, calibration)
+        options.say(check.line(recipe.sparsity))
+        metrics = check.result.metrics()
+    save_pretrained(model, args.out, tokenizer, overwrite=args.overwrite)
+    config = {"model": options.short(args.model), "weights_sha": weights_sha(model), "token_policy": "all"}
+    options.write_record(args, timer.record(config | options.sparse_config(model), metrics, backend=state(model).backend))
+    options.say(f"{args.out}: {recipe.method} at sparsity {recipe.sparsity:g}; try `rsparse generate {args.out} --prompt ...`")
+
+
+def _given_recipe(args: argparse.Namespace) -> Any:
+    from rsparse.recipe import Recipe
+
+    if args.recipe is None:
+        if args.sparsity is None:
+            raise RSparseError("say how sparse with --sparsity, or give a --recipe")
+        return None
+    named = ("sparsity", "method", "rho", "criterion", "grouping", "fit")
+    if extra := [name for name in named if getattr(args, name) is not None]:
+        raise RSparseError(f"--recipe already says it all; leave out --{extra[0]}")
+    return Recipe.load(args.recipe)
+
+
+def _made_recipe(args: argparse.Namespace, model: Any) -> Any:
+    from rsparse.methods import make_recipe
+
+    chosen = {name: getattr(args, name) for name in ("rho", "criterion", "grouping", "fit")}
+    return make_recipe(model, args.method or "rsparse", args.sparsity, **chosen)

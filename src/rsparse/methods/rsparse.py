@@ -1,0 +1,24 @@
+"""R-Sparse with one rho for all units (arXiv 2504.19449, §3): sparse channels, and low rank for the rest."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from rsparse.methods.uniform import uniform_recipe
+from rsparse.recipe import Recipe
+
+
+def prepare(
+    model: nn.Module,
+    sparsity: float,
+    *,
+    rho: float = 0.95,
+    criterion: str = "magnitude",
+    grouping: str = "linear",
+    fit: str = "dropped",
+    stacked: bool = False,
+) -> Recipe:
+    """`criterion="paper", fit="svd"` is the released code; the defaults are better on the models measured here."""
+    return uniform_recipe(
+        model, sparsity, rho, method="rsparse", criterion=criterion, grouping=grouping, fit=fit, stacked=stacked
+    )

@@ -1,0 +1,13 @@
+"""Sparse-only: channels below the threshold are dropped, nothing stands in for them (rho = 1)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from rsparse.methods.uniform import uniform_recipe
+from rsparse.recipe import Recipe
+
+
+def prepare(model: nn.Module, sparsity: float, *, criterion: str = "magnitude", grouping: str = "linear") -> Recipe:
+    """The same sparsity in every unit."""
+    return uniform_recipe(model, sparsity, 1.0, method="sparse_only", criterion=criterion, grouping=grouping)

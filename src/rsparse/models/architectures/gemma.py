@@ -1,0 +1,5 @@
+"""gemma: see spec.py for the fields."""
+
+from rsparse.models.spec import GATED_DECODER, ArchSpec
+
+SPEC = ArchSpec(model_type="gemma", blocks="model.layers", groups=GATED_DECODER)

@@ -1,0 +1,5 @@
+"""gemma2: see spec.py for the fields."""
+
+from rsparse.models.spec import GATED_DECODER, ArchSpec
+
+SPEC = ArchSpec(model_type="gemma2", blocks="model.layers", groups=GATED_DECODER)

@@ -1,0 +1,5 @@
+"""mistral: see spec.py for the fields."""
+
+from rsparse.models.spec import GATED_DECODER, ArchSpec
+
+SPEC = ArchSpec(model_type="mistral", blocks="model.layers", groups=GATED_DECODER)

@@ -1,0 +1,1 @@
+"""What runs per token: reference.py is the specification, dispatch.py chooses."""

@@ -1,0 +1,45 @@
+"""Which backend runs: chosen once, when a model becomes sparse."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+import torch
+
+from rsparse import ops
+from rsparse.errors import RSparseError
+
+_SUFFIX = "_kernel"
+
+
+def backends() -> list[str]:
+    """`reference`, then each backend that has a file `<name>_kernel.py` here."""
+    names = (module.name for module in pkgutil.iter_modules(ops.__path__))
+    return ["reference", *sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))]
+
+
+def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why `name` cannot run there, or None where it can."""
+    if name == "reference":
+        return None
+    if name not in backends():
+        return f"this rsparse has no backend {name!r}; it has {', '.join(backends())}"
+    why: str | None = importlib.import_module(f"rsparse.ops.{name}{_SUFFIX}").refusal(device, dtype)
+    return why
+
+
+def resolve(name: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """The module with `pack`, `select`, `gather_gemv` and `masked_gemm`.
+
+    `auto` takes the first kernel that does not refuse, else the reference. Raises RSparseError where a
+    backend asked for by name cannot run.
+    """
+    candidates = [*backends()[1:], "reference"] if name == "auto" else [name]
+    for candidate in candidates:
+        why = refusal(candidate, device, dtype)
+        if why is None:
+            module = "reference" if candidate == "reference" else candidate + _SUFFIX
+            return importlib.import_module(f"rsparse.ops.{module}")
+    raise RSparseError(f"backend {name}: {why}")

@@ -1,0 +1,99 @@
+"""What runs per token, in plain torch: the specification of every other backend.
+
+Equations: design of R-Sparse (arXiv 2504.19449), with the low-rank part written over the whole input:
+y = W (m⊙x) + U Vᵀ((1−m)⊙x) + b = (W − U Vᵀ)(m⊙x) + U (Vᵀx) + b.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A unit's weights as a backend wants them; here nothing is moved.
+
+    weight: [out, in], U: [out, r], V: [in, r]. `deflated` says that weight holds R = W − U Vᵀ.
+    """
+
+    weight: Tensor
+    U: Tensor | None = None
+    V: Tensor | None = None
+    deflated: bool = False
+
+
+class Selection(NamedTuple):
+    """Kept channels first, ascending; behind them the dropped ones with value 0, so every index is valid.
+
+    indices: [rows, in] int64, values: [rows, in], counts: [rows] int32, z = Vᵀx: [rows, r] or None.
+    """
+
+    indices: Tensor
+    values: Tensor
+    counts: Tensor
+    z: Tensor | None
+
+
+def deflate(weight: Tensor, U: Tensor, V: Tensor) -> Tensor:
+    """R = W − U Vᵀ, made in fp32 from U and V as rounded, then rounded to the weight's dtype."""
+    return (weight.float() - U.float() @ V.float().T).to(weight.dtype)
+
+
+def pack(weight: Tensor, U: Tensor | None = None, V: Tensor | None = None, *, deflated: bool = False) -> Packed:
+    """Pack W [out, in] with U [out, r] and V [in, r]; deflated=True makes R, a second copy of the weight."""
+    if U is None or V is None:
+        return Packed(weight)
+    return Packed(deflate(weight, U, V) if deflated else weight, U, V, deflated)
+
+
+def keep_mask(x: Tensor, c: Tensor | None, t: Tensor | float) -> Tensor:
+    """m = |x|·c > t. x: [..., in], c: [in] fp32 or None for ones; compared in fp32, whatever x's dtype."""
+    score = x.abs().float()  # fp32: a 0-d fp32 threshold would otherwise be rounded to x's dtype
+    return (score if c is None else score * c) > t
+
+
+def select(
+    x: Tensor,
+    c: Tensor | None,
+    t: Tensor | float,
+    mu: Tensor | None = None,
+    V: Tensor | None = None,
+    row_mask: Tensor | None = None,
+) -> Selection:
+    """Score, threshold and compact x [rows, in].
+
+    With `mu` [in] the channels are x − mu throughout, and the caller's bias carries W·mu. `row_mask` [rows]
+    is True where a row is sparse; the others keep every channel.
+    """
+    x = x if mu is None else x - mu
+    m = keep_mask(x, c, t)
+    if row_mask is not None:
+        m = m | ~row_mask.unsqueeze(-1)
+    indices = torch.argsort(~m, dim=-1, stable=True)
+    values = torch.where(m, x, 0).gather(-1, indices)
+    return Selection(indices, values, m.sum(-1, dtype=torch.int32), None if V is None else x @ V)
+
+
+def gather_gemv(
+    packed: Packed, indices: Tensor, values: Tensor, counts: Tensor, z: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """y [rows, out] of the rows that `select` chose; `counts` is there for backends that stop at it."""
+    x = torch.zeros_like(values).scatter_(-1, indices, values)
+    y = F.linear(x, packed.weight, bias)
+    if packed.U is None or packed.V is None or z is None:
+        return y
+    return y + F.linear(z if packed.deflated else z - x @ packed.V, packed.U)
+
+
+def masked_gemm(packed: Packed, x: Tensor, m: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same function for many rows: x and m are [..., in]. A row that keeps all adds exact zeros."""
+    y = F.linear(torch.where(m, x, 0), packed.weight, bias)
+    if packed.U is None or packed.V is None:
+        return y
+    z = x @ packed.V if packed.deflated else torch.where(m, 0, x) @ packed.V
+    return y + F.linear(z, packed.U)

@@ -1,0 +1,108 @@
+"""Turns a TokenPolicy into a row mask for each forward pass, at the model's entry."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rsparse.token_policy import TokenPolicy
+
+
+class RowPolicy:
+    """Which rows of the current forward pass are sparse; every sparse linear of a model holds the same one.
+
+    `sparse` is True (all rows), False (none) or a bool [batch, tokens]. `valid` is None or a bool
+    [batch, tokens], False on padding. Positions count a sequence's own tokens: the sink is the first one
+    that is not padding, on whichever side the padding is.
+    """
+
+    def __init__(self, token_policy: TokenPolicy | None = None) -> None:
+        self.token_policy = token_policy or TokenPolicy()
+        self.sparse: bool | Tensor = True
+        self.valid: Tensor | None = None
+        self._prompt_lengths: Tensor | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Watch the calls of `model`'s decoder stack."""
+        self._handle = model.base_model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+
+    def detach(self) -> None:
+        self._handle.remove()
+
+    @contextlib.contextmanager
+    def using(self, token_policy: TokenPolicy, prompt_lengths: Tensor | None = None) -> Iterator[None]:
+        """Another policy for a while. `prompt_lengths` [batch]: under `decode`, the tokens of each row that
+        are prompt, where prompt and continuation come in one call (likelihood tasks)."""
+        before = self.token_policy, self._prompt_lengths
+        self.token_policy, self._prompt_lengths = token_policy, prompt_lengths
+        try:
+            yield
+        finally:
+            self.token_policy, self._prompt_lengths = before
+
+    def set_rows(
+        self,
+        shape: tuple[int, int],
+        *,
+        past: int = 0,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Decide for a call of `shape` = (batch, tokens) that follows `past` cached tokens."""
+        batch, tokens = shape
+        policy, kind = self.token_policy, self.token_policy.kind
+        self.valid = None
+        mask = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+        if mask is not None:
+            # A static cache's mask may be longer than what has been seen so far.
+            self.valid = mask[:, past : past + tokens].bool()
+        if kind == "dense" or (kind == "decode" and self._prompt_lengths is None and (past == 0 or tokens > 1)):
+            self.sparse = False
+            return
+        if past > 0 and kind != "decode" and mask is None and position_ids is None and past >= policy.sink_tokens:
+            self.sparse = True
+            return
+        position = self._positions(shape, past, mask, position_ids, device)
+        dense = position < policy.sink_tokens
+        if kind == "decode" and self._prompt_lengths is not None:
+            dense = dense | (position < self._prompt_lengths.to(position.device).unsqueeze(-1))
+        if policy.fraction is not None and past == 0:
+            lengths = torch.full((batch, 1), tokens, device=position.device) if mask is None else mask.sum(-1, keepdim=True)
+            dense_tokens = torch.tensor(
+                [[math.floor((1 - policy.fraction) * int(n) + 1e-9)] for n in lengths.flatten()], device=position.device
+            )
+            dense = dense | (position < dense_tokens)
+        self.sparse = ~dense if bool(dense.any()) else True
+
+    def _positions(
+        self, shape: tuple[int, int], past: int, mask: Tensor | None, position_ids: Tensor | None, device: torch.device | None
+    ) -> Tensor:
+        batch, tokens = shape
+        if mask is not None:
+            return (mask.long().cumsum(-1) - 1)[:, past : past + tokens].clamp_min(0)
+        if position_ids is not None:
+            return position_ids.expand(batch, tokens)
+        return (past + torch.arange(tokens, device=device)).expand(batch, tokens)
+
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = kwargs.get("input_ids", args[0] if args else None)
+        inputs = inputs if inputs is not None else kwargs["inputs_embeds"]
+        cache = kwargs.get("past_key_values")
+        self.set_rows(
+            (inputs.shape[0], inputs.shape[1]),
+            past=0 if cache is None else int(cache.get_seq_length()),
+            attention_mask=_two_dimensional(kwargs.get("attention_mask")),
+            position_ids=kwargs.get("position_ids"),
+            device=inputs.device,
+        )
+
+
+def _two_dimensional(mask: Any) -> Tensor | None:
+    """A padding mask [batch, tokens]; a causal mask that generate() made ahead says nothing of padding."""
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None

@@ -1,0 +1,179 @@
+"""Generate text on transformers' static cache, with the prompt dense and what follows sparse."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsparse.errors import RSparseError
+from rsparse.sparse_model import is_sparse, state
+from rsparse.token_policy import TokenPolicy
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """Texts of the new tokens; `token_ids` [batch, new] is padded after each row's end.
+
+    `decode_tokens_per_second` counts all rows' tokens after the first one, which the prefill yields; None
+    where no more than one came.
+    """
+
+    texts: list[str]
+    token_ids: Tensor
+    prompt_tokens: int
+    new_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def decode_tokens_per_second(self) -> float | None:
+        steps = self.new_tokens - len(self.texts)
+        return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else None
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str | Sequence[dict[str, str]]],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    ignore_eos: bool = False,
+    token_policy: TokenPolicy | None = None,
+    on_text: Callable[[str], None] | None = None,
+) -> GenerationResult:
+    """Continue each prompt: a string, or a chat (a list of {role, content}) that the chat template renders.
+
+    temperature 0 is greedy. `on_text` receives pieces of text as they come, for a single prompt. Raises
+    RSparseError on an empty prompt, on too few tokens asked, and on a chat without a chat template.
+    """
+    if max_new_tokens < 1:
+        raise RSparseError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise RSparseError(f"temperature must be 0 or more and top_p in (0, 1], got {temperature} and {top_p}")
+    if not prompts:
+        raise RSparseError("there is no prompt")
+    encoded = _encode(tokenizer, prompts).to(next(model.parameters()).device)
+    length = encoded["input_ids"].shape[1]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and length + max_new_tokens > limit:
+        raise RSparseError(
+            f"{length} prompt tokens and {max_new_tokens} new ones do not fit into the model's {limit} positions"
+        )
+    watch = _Watch(tokenizer, on_text if len(prompts) == 1 else None)
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {"do_sample": False}
+    )
+    if ignore_eos:
+        sampling["eos_token_id"] = None
+    policy = state(model).policy.using(token_policy or TokenPolicy("decode")) if is_sparse(model) else contextlib.nullcontext()
+    torch.manual_seed(seed)
+    with policy:
+        start = time.perf_counter()
+        out = model.generate(
+            **encoded,
+            max_new_tokens=max_new_tokens,
+            cache_implementation="static",
+            disable_compile=True,
+            pad_token_id=_pad(tokenizer),
+            streamer=watch if len(prompts) == 1 else None,
+            logits_processor=[watch.on_logits],
+            **_cleared(model, temperature),
+            **sampling,
+        )
+        _synchronize(model)
+        end = time.perf_counter()
+    watch.end()
+    new = out[:, length:].cpu()
+    counts = [_count(row.tolist(), _eos_ids(model, ignore_eos)) for row in new]
+    texts = [tokenizer.decode(row[:count], skip_special_tokens=True) for row, count in zip(new, counts, strict=True)]
+    first = watch.first or end
+    return GenerationResult(texts, new, int(encoded["attention_mask"].sum()), sum(counts), first - start, end - first)
+
+
+def _encode(tokenizer: Any, prompts: Sequence[str | Sequence[dict[str, str]]]) -> Any:
+    texts = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            texts.append(prompt)
+        elif tokenizer.chat_template is None:
+            raise RSparseError("this model's tokenizer has no chat template; give a plain prompt")
+        else:
+            texts.append(tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True))
+    chat = not isinstance(prompts[0], str)  # a chat template writes BOS itself
+    rows = [tokenizer(text, add_special_tokens=not chat)["input_ids"] for text in texts]
+    if not all(rows):
+        raise RSparseError("a prompt is empty; give at least one token")
+    longest = max(map(len, rows))
+    ids = [[_pad(tokenizer)] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    from transformers import BatchEncoding
+
+    return BatchEncoding({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)})
+
+
+def _pad(tokenizer: Any) -> int:
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
+def _eos_ids(model: Any, ignore_eos: bool) -> set[int]:
+    eos = None if ignore_eos else model.generation_config.eos_token_id
+    return set() if eos is None else set(eos) if isinstance(eos, list) else {eos}
+
+
+def _cleared(model: Any, temperature: float) -> dict[str, Any]:
+    """A checkpoint's own sampling settings would only warn on a greedy run."""
+    return {} if temperature else {"temperature": None, "top_p": None, "top_k": None}
+
+
+def _count(row: list[int], eos: set[int]) -> int:
+    return next((index + 1 for index, token in enumerate(row) if token in eos), len(row))
+
+
+def _synchronize(model: Any) -> None:
+    if next(model.parameters()).is_cuda:
+        torch.cuda.synchronize()
+
+
+class _Watch:
+    """Notes when the first token is there, and passes text on as it comes (transformers' streamer protocol)."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None) -> None:
+        self.tokenizer, self.on_text = tokenizer, on_text
+        self.first: float | None = None
+        self._ids: list[int] = []
+        self._printed = ""
+        self._prompt_seen = False
+
+    def on_logits(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.first is None:
+            if scores.is_cuda:
+                torch.cuda.synchronize()
+            self.first = time.perf_counter()
+        return scores
+
+    def put(self, value: Tensor) -> None:
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self._ids += value.flatten().tolist()
+        text = self.tokenizer.decode(self._ids, skip_special_tokens=True)
+        # A character of several bytes is not whole yet while its text ends in the replacement mark.
+        if self.on_text is not None and not text.endswith("\ufffd"):
+            self.on_text(text[len(self._printed) :])
+            self._printed = text
+
+    def end(self) -> None:
+        if self.on_text is not None and self._ids:
+            text = self.tokenizer.decode(self._ids, skip_special_tokens=True)
+            self.on_text(text[len(self._printed) :])
+            self._printed = text

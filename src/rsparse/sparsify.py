@@ -1,0 +1,195 @@
+"""Turn a dense model into the sparse one that a recipe describes: factors, scales, and the settling pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rsparse import criteria
+from rsparse.calibration.histogram import lookup_threshold, solve_threshold
+from rsparse.calibration.store import Calibration, SiteStatistics
+from rsparse.errors import RSparseError
+from rsparse.lowrank import fit_to_dropped, truncated_svd
+from rsparse.models.layout import Site, sites
+from rsparse.models.stepper import BlockStepper
+from rsparse.ops import reference
+from rsparse.progress import progress
+from rsparse.recipe import Recipe, UnitRecipe
+from rsparse.sparse_model import (
+    RSparseLinear,
+    begin,
+    check_recipe,
+    densify,
+    install_unit,
+    set_thresholds,
+    share,
+    state,
+    unit_members,
+)
+
+SETTLE_TOKENS = 8192
+
+
+def sparsify(
+    model: nn.Module,
+    recipe: Recipe,
+    calibration: Calibration | None = None,
+    *,
+    settle_tokens: int = SETTLE_TOKENS,
+    backend: str = "auto",
+    seed: int = 0,
+) -> nn.Module:
+    """Make `model` sparse in place, block by block, and return it.
+
+    Each unit gets its low-rank factors and score scale; then, with everything before it already sparse, its
+    threshold is solved for the asked budget on `settle_tokens` of the calibration's windows. settle_tokens
+    = 0 looks thresholds up in the dense model's histograms instead. Without a calibration the recipe must
+    hold its thresholds and fit by plain SVD. On any error the model is dense again.
+    """
+    if calibration is None and not (recipe.settled and (recipe.fit == "svd" or not any(u.rank for u in recipe.units.values()))):
+        raise RSparseError(
+            "this recipe needs a calibration: its thresholds are not solved, or its low-rank factors are fitted to data"
+        )
+    check_recipe(model, recipe)
+    for unit in recipe.units.values():
+        criteria.check(unit.criterion)
+    if calibration is not None:
+        calibration.check_model(model)
+    begin(model, recipe, backend)
+    try:
+        with torch.no_grad():
+            _Sparsifier(model, recipe, calibration, settle_tokens, seed).run()
+    except BaseException:
+        densify(model)
+        raise
+    return model
+
+
+class _Sparsifier:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, calibration: Calibration | None, settle_tokens: int, seed: int
+    ) -> None:
+        self.model, self.recipe, self.calibration, self.seed = model, recipe, calibration, seed
+        self.device = next(model.parameters()).device
+        self.windows: Tensor | None = None
+        if calibration is not None and settle_tokens > 0 and not recipe.settled:
+            count = max(1, settle_tokens // calibration.meta.seq_len)
+            # Spread over the calibration text: neighbouring windows come from the same few documents.
+            picked = torch.linspace(0, len(calibration.windows) - 1, min(count, len(calibration.windows))).round().long()
+            self.windows = calibration.windows[picked.unique()].to(self.device)
+        self.thresholds: dict[str, float] = {}
+
+    def run(self) -> None:
+        layout = sites(self.model)
+        stepper = BlockStepper(self.model)
+        unit_of = {name: key for key, unit in self.recipe.units.items() for name in unit.linears}
+        with progress(len(layout), "sparsify", unit="block") as bar:
+            hidden = stepper.enter(self.windows) if self.windows is not None else None
+            # Blocks are called directly from here on, so the row policy keeps what the entry decided: all
+            # tokens sparse but the sinks.
+            for index, block_sites in enumerate(layout):
+                with ExitStack() as hooks:
+                    statistics = self.calibration.block(index) if self.calibration is not None else {}
+                    for site in block_sites:
+                        for key in dict.fromkeys(unit_of[name] for name in site.linears if name in unit_of):
+                            self._install(key, site, statistics.get(site.name), hooks)
+                    if hidden is not None:
+                        hidden = stepper.run(index, hidden)
+                bar.update()
+        set_thresholds(self.model, self.thresholds)
+        if self.calibration is not None:
+            found = state(self.model)
+            found.recipe = dataclasses.replace(found.recipe, calibration=self.calibration.meta.label)
+
+    def _install(self, key: str, site: Site, statistics: SiteStatistics | None, hooks: ExitStack) -> None:
+        unit = self.recipe.units[key]
+        if unit.kept_share >= 1:
+            return
+        weights = [site.linears[name].weight for name in unit.linears]
+        factors = self._factors(unit, weights, statistics)
+        weight = torch.cat(weights)
+        residual = torch.cat(
+            [w if u is None else reference.deflate(w, u, v) for w, (u, v) in zip(weights, factors, strict=True)]
+        )
+        scale = criteria.channel_scale(unit.criterion, weight, residual, unit.rank)
+        members = install_unit(self.model, key, unit, scaled=scale is not None)
+        for member, (u, v) in zip(members, factors, strict=True):
+            member.U, member.V = u, v
+            if scale is not None:
+                member.channel_scale = scale.to(member.weight.device)
+        share(members, unit)
+        if unit.threshold is not None and self.windows is None:
+            members[0].threshold.fill_(unit.threshold)
+        elif self.windows is not None:
+            handle = members[0].register_forward_pre_hook(lambda module, args: self._settle(key, members, args[0]))
+            hooks.callback(handle.remove)
+        else:
+            assert statistics is not None
+            self._set(key, members, lookup_threshold(statistics.histogram.to(self.device), scale, unit.kept_share))
+
+    def _settle(self, key: str, members: list[RSparseLinear], x: Tensor) -> None:
+        assert self.calibration is not None
+        rows = x[:, self.calibration.meta.sink_tokens :].flatten(0, 1)
+        if not bool(rows.isfinite().all()):
+            raise RSparseError(f"activations at {key} are not finite once the model is sparse; lower the sparsity")
+        self._set(key, members, solve_threshold(rows, members[0].channel_scale, self.recipe.units[key].kept_share))
+
+    def _set(self, key: str, members: list[RSparseLinear], threshold: float) -> None:
+        self.thresholds[key] = threshold
+        members[0].threshold.fill_(threshold)
+
+    def _factors(self, unit: UnitRecipe, weights: list[Tensor], statistics: SiteStatistics | None) -> list[tuple[Any, Any]]:
+        """(U, V) for each linear in the weights' dtype, (None, None) where its rank is 0."""
+        dropped = None
+        if self.recipe.fit == "dropped" and unit.rank:
+            assert statistics is not None
+            dropped = _dropped(statistics.rows.to(self.device), unit.kept_share)
+        stacked = len(unit.ranks) == 1
+        pairs = []
+        for rank, weight in zip(unit.ranks, [torch.cat(weights)] if stacked else weights, strict=True):
+            if rank == 0:
+                pairs.append((None, None))
+                continue
+            if dropped is None:
+                u, v = truncated_svd(weight, rank, seed=self.seed)
+            else:
+                u, v = fit_to_dropped(weight, dropped, rank, seed=self.seed)
+            pairs.append((_padded(u, rank, weight.dtype), _padded(v, rank, weight.dtype)))
+        if not stacked:
+            return pairs
+        u, v = pairs[0]
+        return [
+            (None, None) if u is None else (part.contiguous(), v)
+            for part in (u.split(list(unit.outs)) if u is not None else weights)
+        ]
+
+
+def _dropped(rows: Tensor, share: float) -> Tensor:
+    """Rows with the channels of largest magnitude at zero: the mask that breaks the circle scale → fit → mask."""
+    threshold = solve_threshold(rows, None, share)
+    return torch.where(rows.abs() > threshold, 0, rows)
+
+
+def _padded(factor: Tensor, rank: int, dtype: torch.dtype) -> Tensor:
+    """Fewer calibration rows than ranks leave the rest of a factor at zero."""
+    out = factor.new_zeros(factor.shape[0], rank)
+    out[:, : factor.shape[1]] = factor
+    return out.to(dtype).contiguous()
+
+
+def relevel(model: nn.Module, calibration: Calibration, levels: Mapping[str, float]) -> None:
+    """Move units to other kept shares by looked-up thresholds, factors and scales as they are."""
+    found = state(model)
+    block_of = {site.name: index for index, block in enumerate(sites(model)) for site in block}
+    site_of = {name: site.name for block in sites(model) for site in block for name in site.linears}
+    thresholds = {}
+    for key, members in unit_members(model).items():
+        site = site_of[found.recipe.units[key].linears[0]]
+        histogram = calibration.histogram(block_of[site], site).to(members[0].weight.device)
+        thresholds[key] = lookup_threshold(histogram, members[0].channel_scale, levels[key])
+    set_thresholds(model, thresholds)
