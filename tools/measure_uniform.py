@@ -15,12 +15,12 @@ from rsparse.calibration import TextSource, calibrate
 from rsparse.calibration.windows import make_windows
 from rsparse.checkpoint import from_pretrained
 from rsparse.cli._options import short, sparse_config
+from rsparse.conversion import sparsify
 from rsparse.evaluation.perplexity import evaluate
 from rsparse.fingerprint import weights_sha
 from rsparse.methods import make_recipe
 from rsparse.records import Run, write
 from rsparse.sparse_model import densify, is_sparse
-from rsparse.sparsify import sparsify
 from rsparse.token_policy import TokenPolicy
 
 
@@ -32,13 +32,18 @@ def cells(levels: list[float]) -> Iterator[tuple[str, str, dict[str, Any]]]:
         for criterion in ("magnitude", "column_norm"):
             yield f"s{level:g}-sparse_only-{criterion}", "sparse_only", at | {"criterion": criterion}
         yield f"s{level:g}-sparse_only-magnitude-group", "sparse_only", at | {"criterion": "magnitude", "grouping": "group"}
-        for rho in (0.98, 0.95, 0.9):
-            for fit in ("svd", "dropped"):
-                for criterion in ("magnitude", "column_norm"):
-                    options = at | {"rho": rho, "fit": fit, "criterion": criterion}
-                    yield f"s{level:g}-rho{rho:g}-{fit}-{criterion}", "rsparse", options
-        options = at | {"rho": 0.95, "fit": "dropped", "criterion": "residual_norm"}
-        yield f"s{level:g}-rho0.95-dropped-residual_norm", "rsparse", options
+        for rho, fit, criterion in (
+            (0.98, "dropped", "magnitude"),
+            (0.95, "svd", "magnitude"),
+            (0.95, "dropped", "magnitude"),
+            (0.95, "svd", "column_norm"),
+            (0.95, "dropped", "column_norm"),
+            (0.95, "dropped", "residual_norm"),
+            (0.9, "svd", "magnitude"),
+            (0.9, "dropped", "magnitude"),
+        ):
+            options = at | {"rho": rho, "fit": fit, "criterion": criterion}
+            yield f"s{level:g}-rho{rho:g}-{fit}-{criterion}", "rsparse", options
         for fit in ("svd", "dropped"):
             for stacked in (False, True):
                 name = f"s{level:g}-rho0.95-{fit}-magnitude-group-{'stacked' if stacked else 'own'}"

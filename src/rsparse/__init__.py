@@ -19,7 +19,7 @@ _PUBLIC = {
     "from_pretrained": "rsparse.checkpoint",
     "make_recipe": "rsparse.methods",
     "save_pretrained": "rsparse.checkpoint",
-    "sparsify": "rsparse.sparsify",
+    "sparsify": "rsparse.conversion",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -55,7 +55,9 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 if old is not None:
                     os.rename(old, path)
                 raise
-            if old is not None:
+            if old is not None and old.is_symlink():
+                old.unlink()
+            elif old is not None:
                 shutil.rmtree(old)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from rsparse.models.layout import linear_weights, sites
 from rsparse.sparse_model import is_sparse, state, unit_members
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def dense_bytes_per_token(model: nn.Module) -> int:
+
+def dense_bytes_per_token(model: PreTrainedModel) -> int:
     """All linears of all blocks with their biases, and the head; neither embeddings' rows, norms nor KV."""
     linears = [linear for block in sites(model) for site in block for linear in site.linears.values()]
     head = model.get_output_embeddings().weight
@@ -18,7 +20,7 @@ def dense_bytes_per_token(model: nn.Module) -> int:
     return (linear_weights(model) + biases) * linears[0].weight.element_size() + head.numel() * head.element_size()
 
 
-def bytes_per_token(model: nn.Module, sparsity_by_unit: Mapping[str, float]) -> int:
+def bytes_per_token(model: PreTrainedModel, sparsity_by_unit: Mapping[str, float]) -> int:
     """The same with each unit's kept channels, low-rank factors and score scale in place of its weight.
 
     `sparsity_by_unit` is what a SparsityMeter measured.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAMPLES = 4096
 
 
-def weights_sha(model: nn.Module) -> str:
+def weights_sha(model: PreTrainedModel) -> str:
     """Twelve hex digits over names, shapes and up to 4096 evenly spaced values of each parameter, in fp32.
 
     Sampled, so that an 8B model takes a second; the same for a dense model and its sparse form.

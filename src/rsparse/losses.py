@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LOGIT_ELEMENTS = 1 << 24  # 64 MiB of fp32 logits at a time: a 262k vocabulary never needs a whole window's
 
 
-def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """What the head reads: [batch, tokens, hidden]."""
     out = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     states: Tensor = out.last_hidden_state
     return states
 
 
-def logits_of(model: nn.Module, hidden: Tensor) -> Tensor:
+def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Logits in fp32 [..., vocab] of hidden [..., hidden_size], Gemma-2's soft cap included."""
     logits = model.get_output_embeddings()(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def token_nll(model: nn.Module, input_ids: Tensor) -> Tensor:
+def token_nll(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """−log p of each token after the first: [batch, tokens − 1] fp32. Windows carry no padding."""
     hidden = hidden_states(model, input_ids)[:, :-1]
     targets = input_ids[:, 1:].flatten()
@@ -47,7 +51,7 @@ class Comparison:
     agree: Tensor
 
 
-def compare(model: nn.Module, input_ids: Tensor, hidden: Tensor, dense_hidden: Tensor) -> Comparison:
+def compare(model: PreTrainedModel, input_ids: Tensor, hidden: Tensor, dense_hidden: Tensor) -> Comparison:
     """Losses of `model`'s head on two sets of hidden states [batch, tokens, hidden] of the same tokens."""
     targets = input_ids[:, 1:].flatten()
     columns: list[list[Tensor]] = [[], [], [], []]
@@ -64,7 +68,7 @@ def compare(model: nn.Module, input_ids: Tensor, hidden: Tensor, dense_hidden: T
     return Comparison(*shaped)
 
 
-def _slices(hidden: Tensor, model: nn.Module) -> Iterator[tuple[int, Tensor]]:
+def _slices(hidden: Tensor, model: PreTrainedModel) -> Iterator[tuple[int, Tensor]]:
     rows = hidden.flatten(0, 1)
     step = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
     for start in range(0, len(rows), step):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rsparse.token_policy import TokenPolicy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class RowPolicy:
@@ -27,7 +30,7 @@ class RowPolicy:
         self.valid: Tensor | None = None
         self._prompt_lengths: Tensor | None = None
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: PreTrainedModel) -> None:
         """Watch the calls of `model`'s decoder stack."""
         self._handle = model.base_model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 

@@ -5,88 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from rsparse.errors import RSparseError
 from rsparse.meter import SparsityMeter
 from rsparse.models.layout import linear_weights, unit_shapes
-from rsparse.ops import dispatch, reference
+from rsparse.ops import dispatch
+from rsparse.ops.dispatch import Backend
 from rsparse.recipe import Recipe, UnitRecipe
 from rsparse.row_policy import RowPolicy
+from rsparse.sparse_linear import RSparseLinear
 
-GATHER_ROWS = 8  # up to here rows are gathered; above, a masked GEMM reads each weight once for all of them
-
-
-class RSparseLinear(nn.Linear):
-    """A linear whose sparse rows read part of the weight: y = W (m⊙x) + U Vᵀ((1−m)⊙x) + b.
-
-    weight: [out, in] as on disk; U: [out, r] and V: [in, r] in its dtype, or None; channel_scale: [in] fp32
-    or None for ones; threshold: scalar fp32. `shared` names the buffers that the first member of the group
-    holds for all; they are in its state dict alone.
-    """
-
-    U: Tensor | None
-    V: Tensor | None
-    channel_scale: Tensor | None
-    threshold: Tensor
-
-    def __init__(
-        self, linear: nn.Linear, unit: str, state: SparseState, *, rank: int, scaled: bool, shared: tuple[str, ...] = ()
-    ) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        weight = linear.weight
-        self.register_buffer("U", weight.new_zeros(self.out_features, rank) if rank else None)
-        self.register_buffer("V", weight.new_zeros(self.in_features, rank) if rank else None, persistent="V" not in shared)
-        fp32 = {"dtype": torch.float32, "device": weight.device}
-        scale = torch.ones(self.in_features, **fp32) if scaled else None
-        self.register_buffer("channel_scale", scale, persistent="channel_scale" not in shared)
-        # The recipe holds it; a copy in the state dict could disagree.
-        self.register_buffer("threshold", torch.zeros((), **fp32), persistent=False)
-        self.unit = unit
-        self.policy = state.policy
-        self.ops = state.ops
-        self.meter: SparsityMeter | None = None
-
-    @property
-    def rank(self) -> int:
-        return 0 if self.U is None else self.U.shape[1]
-
-    def forward(self, input: Tensor) -> Tensor:
-        x, sparse = input, self.policy.sparse
-        if sparse is False:
-            return F.linear(x, self.weight, self.bias)
-        packed = self.ops.pack(self.weight, self.U, self.V)
-        if self.meter is None and x.shape[:-1].numel() <= GATHER_ROWS:
-            rows = x.reshape(-1, self.in_features)
-            row_mask = sparse.reshape(-1) if isinstance(sparse, Tensor) else None
-            chosen = self.ops.select(rows, self.channel_scale, self.threshold, V=self.V, row_mask=row_mask)
-            return self.ops.gather_gemv(packed, *chosen, self.bias).view(*x.shape[:-1], self.out_features)
-        m = self.ops.keep_mask(x, self.channel_scale, self.threshold)
-        if self.meter is not None:
-            self.meter.add(self.unit, m, sparse, self.policy.valid)
-        if isinstance(sparse, Tensor):
-            m = m | ~sparse.unsqueeze(-1)
-        return self.ops.masked_gemm(packed, x, m, self.bias)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> RSparseLinear:
-        """`.to(dtype)` moves score scale and threshold but never rounds them: a mask is exact or it is another."""
-        exact = {name: self._buffers[name] for name in ("channel_scale", "threshold")}
-        super()._apply(fn, recurse)
-        for name, before in exact.items():
-            now = self._buffers[name]
-            if before is not None and now is not None and now.dtype != torch.float32:
-                self._buffers[name] = before.to(now.device)
-        return self
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rank={self.rank}"
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -94,16 +27,20 @@ class SparseState:
     """What a sparse model carries beside its modules."""
 
     recipe: Recipe
+    ops: Backend
     policy: RowPolicy = field(default_factory=RowPolicy)
-    backend: str = "reference"
-    ops: ModuleType = reference
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs, also where `auto` chose it."""
+        return self.ops.name
 
 
-def is_sparse(model: nn.Module) -> bool:
+def is_sparse(model: PreTrainedModel) -> bool:
     return isinstance(getattr(model, "rsparse", None), SparseState)
 
 
-def state(model: nn.Module) -> SparseState:
+def state(model: PreTrainedModel) -> SparseState:
     """Raises RSparseError on a dense model."""
     if not is_sparse(model):
         raise RSparseError("this model is dense; sparsify it first")
@@ -111,7 +48,7 @@ def state(model: nn.Module) -> SparseState:
     return found
 
 
-def check_recipe(model: nn.Module, recipe: Recipe) -> None:
+def check_recipe(model: PreTrainedModel, recipe: Recipe) -> None:
     """Raises RSparseError unless each unit of `recipe` fits `model`'s linears."""
     model_type = model.config.model_type
     if recipe.model_type != model_type:
@@ -132,47 +69,38 @@ def check_recipe(model: nn.Module, recipe: Recipe) -> None:
             raise RSparseError(f"recipe unit {name} does not match grouping {recipe.grouping!r}")
 
 
-def begin(model: nn.Module, recipe: Recipe, backend: str = "auto") -> SparseState:
+def begin(model: PreTrainedModel, recipe: Recipe, backend: str = "auto") -> SparseState:
     """Make `model` one that can take sparse units. Raises RSparseError where it cannot."""
     if is_sparse(model):
         raise RSparseError("this model is sparse already; densify it first")
     check_recipe(model, recipe)
     weight = next(model.parameters())
     ops = dispatch.resolve(backend, weight.device, weight.dtype)
-    found = SparseState(recipe, backend=backend, ops=ops)
+    found = SparseState(recipe, ops)
     found.policy.attach(model)
     model.rsparse = found  # type: ignore[assignment]
     return found
 
 
-def install_unit(model: nn.Module, name: str, unit: UnitRecipe, *, scaled: bool) -> list[RSparseLinear]:
-    """Replace the unit's linears by sparse ones with empty factors."""
+def install_unit(model: PreTrainedModel, name: str, unit: UnitRecipe, *, scaled: bool) -> list[RSparseLinear]:
+    """Replace the unit's linears by sparse ones with empty factors. The first one leads: it holds what all share."""
     found = state(model)
     ranks = unit.ranks * len(unit.linears) if len(unit.ranks) == 1 else unit.ranks
     members: list[RSparseLinear] = []
     for linear_name, rank in zip(unit.linears, ranks, strict=True):
         linear = model.get_submodule(linear_name)
         assert isinstance(linear, nn.Linear)
-        shared = _shared(unit) if members else ()
-        member = RSparseLinear(linear, name, found, rank=rank, scaled=scaled, shared=shared)
+        leader = members[0] if members else None
+        member = RSparseLinear(
+            linear, name, found.policy, found.ops, rank=rank, scaled=scaled, leader=leader, stacked=len(unit.ranks) == 1
+        )
         member.train(linear.training)
         model.set_submodule(linear_name, member)
         members.append(member)
     return members
 
 
-def share(members: list[RSparseLinear], unit: UnitRecipe) -> None:
-    """Let a group's members hold the first one's threshold, channel_scale and, with stacked factors, V."""
-    for member in members[1:]:
-        for name in _shared(unit):
-            member._buffers[name] = members[0]._buffers[name]
-
-
-def _shared(unit: UnitRecipe) -> tuple[str, ...]:
-    return ("channel_scale", "threshold", "V") if len(unit.ranks) == 1 else ("channel_scale", "threshold")
-
-
-def unit_members(model: nn.Module) -> dict[str, list[RSparseLinear]]:
+def unit_members(model: PreTrainedModel) -> dict[str, list[RSparseLinear]]:
     """Sparse linears by unit; units that keep everything have none."""
     members: dict[str, list[RSparseLinear]] = {}
     for module in model.modules():
@@ -181,17 +109,17 @@ def unit_members(model: nn.Module) -> dict[str, list[RSparseLinear]]:
     return members
 
 
-def set_thresholds(model: nn.Module, thresholds: Mapping[str, float]) -> None:
+def set_thresholds(model: PreTrainedModel, thresholds: Mapping[str, float]) -> None:
     """Set thresholds in the model and in its recipe."""
     found = state(model)
     members = unit_members(model)
     for name, value in thresholds.items():
-        for member in members.get(name, []):
-            member.threshold.fill_(value)
+        if name in members:
+            members[name][0].threshold.fill_(value)
     found.recipe = found.recipe.with_thresholds(thresholds)
 
 
-def densify(model: nn.Module) -> nn.Module:
+def densify(model: PreTrainedModel) -> PreTrainedModel:
     """Back to the dense model, in place, bit for bit: W was never touched."""
     found = state(model)
     for name, module in list(model.named_modules()):
@@ -210,7 +138,7 @@ def densify(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def measuring(model: nn.Module) -> Iterator[SparsityMeter]:
+def measuring(model: PreTrainedModel) -> Iterator[SparsityMeter]:
     """Count kept channels in every unit while the block runs."""
     meter = SparsityMeter()
     firsts = [members[0] for members in unit_members(model).values()] if is_sparse(model) else []
@@ -223,7 +151,7 @@ def measuring(model: nn.Module) -> Iterator[SparsityMeter]:
             module.meter = None
 
 
-def achieved_sparsity(model: nn.Module, meter: SparsityMeter) -> tuple[float, dict[str, float]]:
+def achieved_sparsity(model: PreTrainedModel, meter: SparsityMeter) -> tuple[float, dict[str, float]]:
     """Measured sparsity in total and by unit: 1 − (kept weights + factors) / all weights of all blocks' linears."""
     by_unit, saved = {}, 0.0
     for name, unit in state(model).recipe.units.items():
@@ -234,10 +162,10 @@ def achieved_sparsity(model: nn.Module, meter: SparsityMeter) -> tuple[float, di
     return saved / linear_weights(model), by_unit
 
 
-def set_backend(model: nn.Module, backend: str) -> None:
+def set_backend(model: PreTrainedModel, backend: str) -> None:
     """Choose another backend for the ops. Raises RSparseError where it cannot run here."""
     found, weight = state(model), next(model.parameters())
-    found.ops, found.backend = dispatch.resolve(backend, weight.device, weight.dtype), backend
+    found.ops = dispatch.resolve(backend, weight.device, weight.dtype)
     for members in unit_members(model).values():
         for member in members:
             member.ops = found.ops

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rsparse.atomic import check_target, new_folder, write_text
+from rsparse.atomic import check_target, disk_errors, new_folder, write_text
 from rsparse.calibration.histogram import CHANNEL_BINS, channel_histogram
 from rsparse.calibration.store import META_FILE, WINDOWS_FILE, Calibration, CalibrationMeta, block_file, meta_json
 from rsparse.calibration.text import TextSource
@@ -21,12 +23,15 @@ from rsparse.models.layout import Site, sites
 from rsparse.models.stepper import BlockStepper
 from rsparse.progress import progress
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 BATCH_TOKENS = 4096
 HELDOUT_WINDOWS = 8
 
 
 def calibrate(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,
     data: str,
     *,
@@ -50,9 +55,9 @@ def calibrate(
     if getattr(model, "rsparse", None) is not None:
         raise RSparseError("calibrate needs the dense model; this one is sparse")
     if tokens < seq_len or rows < 1:
-        raise RSparseError(
-            f"calibrate needs at least one window of {seq_len} tokens and one row, got {tokens} tokens and {rows} rows"
-        )
+        raise RSparseError(f"calibrate needs at least one window of {seq_len} tokens and one row; got {tokens} and {rows}")
+    if not 0 <= sink_tokens < seq_len:
+        raise RSparseError(f"sink_tokens must be from 0 to below the window's {seq_len} tokens, got {sink_tokens}")
     if out is not None:
         check_target(Path(out), overwrite=overwrite)
     layout = sites(model)
@@ -64,7 +69,7 @@ def calibrate(
     heldout = min(heldout, max(1, len(windows) // 5))
     counted = windows[:-heldout]
     meta = CalibrationMeta(
-        model=name or model.config.name_or_path,
+        model=name or model.config.name_or_path or "",
         model_type=model.config.model_type,
         weights_sha=weights_sha(model),
         data=data,
@@ -91,7 +96,7 @@ def disk_bytes(meta_sites: dict[str, int], rows: int) -> int:
 
 
 @torch.no_grad()
-def _observe(model: nn.Module, layout: list[list[Site]], windows: Tensor, meta: CalibrationMeta, folder: Path) -> None:
+def _observe(model: PreTrainedModel, layout: list[list[Site]], windows: Tensor, meta: CalibrationMeta, folder: Path) -> None:
     device = next(model.parameters()).device
     stepper = BlockStepper(model)
     batch = max(1, BATCH_TOKENS // meta.seq_len)
@@ -127,13 +132,19 @@ def _enter(stepper: BlockStepper, windows: Tensor, batch: int, device: torch.dev
     for start in range(0, len(windows), batch):
         states = stepper.enter(windows[start : start + batch].to(device))
         if hidden is None:
-            shape = (len(windows), *states.shape[1:])
-            hidden = torch.from_file(str(path), shared=True, size=states[0].numel() * len(windows), dtype=states.dtype).view(
-                shape
-            )
+            hidden = _mapped(path, (len(windows), *states.shape[1:]), states.dtype)
         hidden[start : start + batch] = states.to(hidden.device)
     assert hidden is not None
     return hidden
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor in a file. The room is taken first: a full disk would otherwise be a bus error on some later write."""
+    count = math.prod(shape)
+    with disk_errors(path.parent), path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
 
 
 def _sampled_rows(count: int, meta: CalibrationMeta) -> list[Tensor]:

@@ -9,14 +9,17 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rsparse.errors import RSparseError
 from rsparse.models.layout import sites
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VERSION = 1
 META_FILE = "calibration.json"
@@ -102,12 +105,13 @@ class Calibration:
             raise _damaged(path, error) from error
         return found
 
-    def check_model(self, model: nn.Module) -> None:
+    def check_model(self, model: PreTrainedModel) -> None:
         """Raises RSparseError where the statistics are of a model of another type or shape."""
         actual = {site.name: site.in_features for block in sites(model) for site in block}
         if self.meta.model_type != model.config.model_type or dict(self.meta.sites) != actual:
             raise RSparseError(
-                f"the calibration in {self.folder} is of another model ({self.meta.model}, {self.meta.model_type}); calibrate this one"
+                f"the calibration in {self.folder} is of another model ({self.meta.model}, {self.meta.model_type}); "
+                "calibrate this one"
             )
 
 

@@ -51,9 +51,18 @@ def bundled(split: str = "train") -> Iterator[str]:
         raise RSparseError("this Python came without pydoc_data, the bundled text; name a .txt file instead") from None
     if split not in ("train", "test"):
         raise RSparseError(f"bundled text has the parts train and test, not {split!r}")
-    for number, name in enumerate(sorted(topics)):
-        if (number % 3 == 2) == (split == "test"):
-            yield topics[name]
+    names = sorted(topics)
+    test = [topics[name] for number, name in enumerate(names) if number % 3 == 2]
+    if split == "test":
+        yield from test
+        return
+    # Topics repeat each other's paragraphs; what the test part holds must not be calibrated on.
+    seen = {paragraph.strip() for text in test for paragraph in text.split("\n\n")}
+    for number, name in enumerate(names):
+        if number % 3 != 2:
+            kept = "\n\n".join(part for part in topics[name].split("\n\n") if part.strip() not in seen)
+            if kept.strip():
+                yield kept
 
 
 def _read_file(path: Path) -> str:
@@ -66,7 +75,7 @@ def _read_file(path: Path) -> str:
 
 
 def _read_jsonl(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_read_file(path).splitlines(), 1):
+    for number, line in enumerate(_read_file(path).split("\n"), 1):  # JSON strings may hold other line ends
         if not line.strip():
             continue
         try:
@@ -86,9 +95,11 @@ def _read_hub(name: str) -> Iterator[str]:
     try:
         rows = load_dataset(dataset, config or None, split=split or "train", streaming=True)
         for row in rows:
+            if not isinstance(row["text"], str):
+                raise KeyError("text")
             yield row["text"]
     except KeyError:
-        raise RSparseError(f"data set {name} has no column 'text'") from None
+        raise RSparseError(f"data set {name} has no column 'text' of strings") from None
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise RSparseError(

@@ -41,7 +41,7 @@ def from_pretrained(
         config = None if extra else _config(source)
         if config is not None:
             spec_for(config)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **extra, **_dequantised(extra))
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **extra, **_dequantised(extra))
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
     except RSparseError:
         raise

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from rsparse.errors import RSparseError
 from rsparse.recipe import Recipe
-from rsparse.sparse_model import begin, install_unit, share, state, unit_members
+from rsparse.sparse_model import begin, install_unit, state, unit_members
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 METHOD = "rsparse"
 SCALED = "scaled_units"
@@ -29,14 +32,14 @@ class RSparseConfig(QuantizationConfigMixin):
         self.scaled_units = list(scaled_units or [])
 
     @classmethod
-    def of(cls, model: nn.Module) -> RSparseConfig:
+    def of(cls, model: PreTrainedModel) -> RSparseConfig:
         """The config of a sparse model in memory."""
         scaled = [name for name, members in unit_members(model).items() if members[0].channel_scale is not None]
         return cls(state(model).recipe.to_dict(), scaled)
 
 
 class RSparseQuantizer(HfQuantizer):
-    """Puts empty sparse linears in place before the weights arrive, and ties what a group shares after."""
+    """Puts empty sparse linears in place before the weights arrive, and fills in thresholds after."""
 
     requires_calibration = True
     quantization_config: RSparseConfig
@@ -57,11 +60,8 @@ class RSparseQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         units = state(model).recipe.units
         for name, members in unit_members(model).items():
-            for member in members:
-                # not in the checkpoint's tensors: made anew, on the device that the weights went to
-                member.threshold = member.weight.new_zeros((), dtype=member.threshold.dtype)
-            share(members, units[name])
-            members[0].threshold.fill_(units[name].threshold)
+            # not among the checkpoint's tensors: made anew, on the device that the weights went to
+            members[0].threshold = members[0].weight.new_full((), units[name].threshold or 0.0, dtype=torch.float32)
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:

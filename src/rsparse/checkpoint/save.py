@@ -6,22 +6,26 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rsparse.atomic import check_target, new_folder, write_text
 from rsparse.checkpoint.quantizer import RSparseConfig
 from rsparse.errors import RSparseError
-from rsparse.sparse_model import RSparseLinear, is_sparse, state
+from rsparse.sparse_linear import RSparseLinear
+from rsparse.sparse_model import is_sparse, state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INDEX_FILE = "model.safetensors.index.json"
 OWN_SHARD = "rsparse.safetensors"
 
 
 def save_pretrained(
-    model: nn.Module,
+    model: PreTrainedModel,
     folder: str | os.PathLike[str],
     tokenizer: Any = None,
     *,
@@ -49,7 +53,7 @@ def save_pretrained(
     return folder
 
 
-def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+def _own_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """What rsparse adds, under the names of the linears; what a group shares, under its first one's."""
     return {
         f"{name}.{key}": tensor.contiguous()
@@ -74,7 +78,7 @@ def _write_dense(model: Any, staging: Path, max_shard_size: str) -> None:
             model.config.quantization_config = config
 
 
-def _add_own_shard(model: nn.Module, own: dict[str, Tensor], staging: Path) -> None:
+def _add_own_shard(model: PreTrainedModel, own: dict[str, Tensor], staging: Path) -> None:
     save_file(own, staging / OWN_SHARD, metadata={"format": "pt"})
     index = _index(staging)
     index["weight_map"].update(dict.fromkeys(own, OWN_SHARD))
@@ -101,7 +105,7 @@ def _index(staging: Path) -> dict[str, Any]:
     return {"metadata": {"total_size": (staging / shard).stat().st_size}, "weight_map": dict.fromkeys(names, shard)}
 
 
-def _check_room(model: nn.Module, staging: Path, folder: Path) -> None:
+def _check_room(model: PreTrainedModel, staging: Path, folder: Path) -> None:
     tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
     needed, free = sum(tensors.values()), shutil.disk_usage(staging).free
     if needed > free:

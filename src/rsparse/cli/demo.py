@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> None:
     from rsparse.calibration import TextSource, calibrate
     from rsparse.calibration.windows import make_windows
     from rsparse.checkpoint import save_pretrained
+    from rsparse.conversion import sparsify
     from rsparse.methods import make_recipe
     from rsparse.records import Run
     from rsparse.sparse_model import densify, state
-    from rsparse.sparsify import sparsify
 
     timer = Run()
     options.check_json(args)
@@ -46,9 +46,8 @@ def run(args: argparse.Namespace) -> None:
         "sparse-only": make_recipe(model, "sparse_only", args.sparsity),
         "R-Sparse": make_recipe(model, "rsparse", args.sparsity, rho=RHO),
     }
-    options.say(
-        f"model: {args.model} ({sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters, {model.dtype}, {model.device})"
-    )
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    options.say(f"model: {args.model} ({millions:.0f}M parameters, {model.dtype}, {model.device})")
     options.say(
         f"level: {args.sparsity:.0%} of the linears' bytes not read. So small a model stays sane up to about 40 %; "
         "7B models bear 50 % and more."

@@ -52,9 +52,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"KL to dense       {result.kl_to_dense:.4f} nats   token agreement {result.token_agreement:.1%}")
     if is_sparse(model):
         share = result.bytes_per_token / result.dense_bytes_per_token
-        print(
-            f"achieved sparsity {result.achieved_sparsity:.4f} of the blocks' linears, on {result.sparse_row_share:.1%} of tokens"
-        )
+        rows = f"on {result.sparse_row_share:.1%} of tokens"
+        print(f"achieved sparsity {result.achieved_sparsity:.4f} of the blocks' linears, {rows}")
         print(f"bytes per token   {result.bytes_per_token:,} of {result.dense_bytes_per_token:,} ({share:.1%}, head included)")
     config = {
         "model": options.short(args.model),

@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> None:
     from rsparse.calibration import Calibration
     from rsparse.calibration.text import DEFAULT
     from rsparse.checkpoint import save_pretrained
+    from rsparse.conversion import sparsify
     from rsparse.fingerprint import weights_sha
     from rsparse.records import Run
     from rsparse.sparse_model import is_sparse, state
-    from rsparse.sparsify import sparsify
 
     timer = Run()
     check_target(args.out, overwrite=args.overwrite)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from rsparse.calibration.store import Calibration
+from rsparse.conversion import relevel
 from rsparse.evaluation.perplexity import Perplexity, evaluate
 from rsparse.sparse_model import set_thresholds, state, unit_members
-from rsparse.sparsify import relevel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LIMIT = 1.25  # perplexity over dense; SmolLM2 repeats itself from about 1.4 on, and reads well at 1.2
 TOKENS = 2048
@@ -42,7 +44,7 @@ class Check:
         )
 
 
-def quick_check(model: nn.Module, calibration: Calibration) -> Check:
+def quick_check(model: PreTrainedModel, calibration: Calibration) -> Check:
     """Compare `model` with its dense form on the calibration's held-out text; where it is more than 1.25x
     worse, try lower levels with thresholds from the histograms until one is not. The model is left as it was.
     """

@@ -38,5 +38,6 @@ def _by_gram(a: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(wide @ wide.T)
     left = vectors[:, -rank:].flip(1)
     sigma = values[-rank:].flip(0).clamp_min(0).sqrt()
-    right = (wide.T @ left) / sigma.clamp_min(torch.finfo(torch.float64).tiny)
+    # Below 1e-7 of the largest σ a triplet is rounding noise: its right vector is left at zero.
+    right = (wide.T @ left) * torch.where(sigma > 1e-7 * sigma[0], 1 / sigma, 0)
     return left.to(a.dtype), sigma.to(a.dtype), right.to(a.dtype)

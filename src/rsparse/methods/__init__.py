@@ -5,18 +5,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from typing import Any, Protocol
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rsparse.errors import RSparseError
 from rsparse.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Method(Protocol):
     """The function `prepare` of a method's file."""
 
-    def __call__(self, model: nn.Module, sparsity: float, **options: Any) -> Recipe:
+    def __call__(self, model: PreTrainedModel, sparsity: float, **options: Any) -> Recipe:
         """A recipe for `model` at `sparsity` of the bytes of its blocks' linears."""
 
 
@@ -25,7 +26,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "uniform")
 
 
-def make_recipe(model: nn.Module, method: str, sparsity: float, **options: Any) -> Recipe:
+def make_recipe(model: PreTrainedModel, method: str, sparsity: float, **options: Any) -> Recipe:
     """`method`'s recipe for `model`. Raises RSparseError for a method, option or level that does not exist."""
     if method not in names():
         raise RSparseError(f"method {method!r} is unknown; choose one of {', '.join(names())}")

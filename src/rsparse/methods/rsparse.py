@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING
 
 from rsparse.methods.uniform import uniform_recipe
 from rsparse.recipe import Recipe
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def prepare(
-    model: nn.Module,
+    model: PreTrainedModel,
     sparsity: float,
     *,
     rho: float = 0.95,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING
 
 from rsparse import criteria
 from rsparse.errors import RSparseError
 from rsparse.models.layout import unit_shapes
 from rsparse.recipe import GROUPINGS, Recipe, UnitRecipe
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def uniform_recipe(
-    model: nn.Module,
+    model: PreTrainedModel,
     sparsity: float,
     rho: float,
     *,
@@ -32,4 +35,4 @@ def uniform_recipe(
         name: UnitRecipe.uniform(linears, in_features, sparsity, rho, criterion=criterion, stacked=stacked)
         for name, (linears, in_features) in unit_shapes(model, grouping).items()
     }
-    return Recipe(model.config.model_type, units, method, grouping, fit, model.config.name_or_path)
+    return Recipe(model.config.model_type, units, method, grouping, fit, model.config.name_or_path or "" or "")

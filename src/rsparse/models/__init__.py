@@ -34,8 +34,8 @@ def spec_for(config: Any) -> ArchSpec:
         raise RSparseError(f"{model_type} is not supported: {REASONS[model_type]}")
     if model_type not in supported_model_types():
         raise RSparseError(
-            f"architecture {model_type!r} has no description here; add src/rsparse/models/architectures/{model_type}.py with an "
-            f"ArchSpec (llama.py is an example). Known: {', '.join(supported_model_types())}"
+            f"architecture {model_type!r} has no description here; add src/rsparse/models/architectures/{model_type}.py "
+            f"with an ArchSpec (llama.py is an example). Known: {', '.join(supported_model_types())}"
         )
     spec: ArchSpec = importlib.import_module(f"{architectures.__name__}.{model_type}").SPEC
     return spec

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from rsparse.errors import RSparseError
 from rsparse.models import spec_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,14 @@ class Site:
         return {name: linear.out_features for name, linear in self.linears.items()}
 
 
-def blocks(model: nn.Module) -> nn.ModuleList:
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder blocks. Raises RSparseError for an architecture without an ArchSpec."""
     found = model.get_submodule(spec_for(model.config).blocks)
     assert isinstance(found, nn.ModuleList)
     return found
 
 
-def sites(model: nn.Module) -> list[list[Site]]:
+def sites(model: PreTrainedModel) -> list[list[Site]]:
     """Input sites, block by block, in the order of execution."""
     spec = spec_for(model.config)
     result = []
@@ -56,7 +60,7 @@ def sites(model: nn.Module) -> list[list[Site]]:
     return result
 
 
-def unit_shapes(model: nn.Module, grouping: str) -> dict[str, tuple[dict[str, int], int]]:
+def unit_shapes(model: PreTrainedModel, grouping: str) -> dict[str, tuple[dict[str, int], int]]:
     """Unit name → (out_features by linear, in_features), for `grouping` 'linear' or 'group'."""
     units: dict[str, tuple[dict[str, int], int]] = {}
     for block in sites(model):
@@ -68,6 +72,6 @@ def unit_shapes(model: nn.Module, grouping: str) -> dict[str, tuple[dict[str, in
     return units
 
 
-def linear_weights(model: nn.Module) -> int:
+def linear_weights(model: PreTrainedModel) -> int:
     """Weights in all linears of all blocks: the denominator of every sparsity."""
     return sum(linear.weight.numel() for block in sites(model) for site in block for linear in site.linears.values())

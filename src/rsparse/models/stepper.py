@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rsparse.models.layout import blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class BlockStepper:
@@ -16,7 +19,7 @@ class BlockStepper:
     Windows are unpadded and of one length, so the arguments depend on the batch size alone.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.blocks = blocks(model)
         self._arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}

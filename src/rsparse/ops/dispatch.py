@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from types import ModuleType
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,6 +14,18 @@ from rsparse import ops
 from rsparse.errors import RSparseError
 
 _SUFFIX = "_kernel"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The ops of one backend; reference.py documents each. A plain object: modules can be neither copied nor pickled."""
+
+    name: str
+    pack: Callable[..., Any]
+    keep_mask: Callable[..., torch.Tensor]
+    select: Callable[..., Any]
+    gather_gemv: Callable[..., torch.Tensor]
+    masked_gemm: Callable[..., torch.Tensor]
 
 
 def backends() -> list[str]:
@@ -30,16 +44,16 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     return why
 
 
-def resolve(name: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The module with `pack`, `select`, `gather_gemv` and `masked_gemm`.
+def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend called `name`; `auto` takes the first kernel that does not refuse, else the reference.
 
-    `auto` takes the first kernel that does not refuse, else the reference. Raises RSparseError where a
-    backend asked for by name cannot run.
+    Raises RSparseError where a backend asked for by name cannot run.
     """
     candidates = [*backends()[1:], "reference"] if name == "auto" else [name]
     for candidate in candidates:
         why = refusal(candidate, device, dtype)
         if why is None:
-            module = "reference" if candidate == "reference" else candidate + _SUFFIX
-            return importlib.import_module(f"rsparse.ops.{module}")
+            module = importlib.import_module(f"rsparse.ops.{candidate if candidate == 'reference' else candidate + _SUFFIX}")
+            ops = ("pack", "keep_mask", "select", "gather_gemv", "masked_gemm")
+            return Backend(candidate, *(getattr(module, op) for op in ops))
     raise RSparseError(f"backend {name}: {why}")

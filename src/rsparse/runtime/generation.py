@@ -70,9 +70,9 @@ def generate(
             f"{length} prompt tokens and {max_new_tokens} new ones do not fit into the model's {limit} positions"
         )
     watch = _Watch(tokenizer, on_text if len(prompts) == 1 else None)
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {"do_sample": False}
-    )
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     if ignore_eos:
         sampling["eos_token_id"] = None
     policy = state(model).policy.using(token_policy or TokenPolicy("decode")) if is_sparse(model) else contextlib.nullcontext()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rsparse import criteria
 from rsparse.calibration.histogram import lookup_threshold, solve_threshold
@@ -20,30 +20,32 @@ from rsparse.models.stepper import BlockStepper
 from rsparse.ops import reference
 from rsparse.progress import progress
 from rsparse.recipe import Recipe, UnitRecipe
+from rsparse.sparse_linear import RSparseLinear
 from rsparse.sparse_model import (
-    RSparseLinear,
     begin,
     check_recipe,
     densify,
     install_unit,
     set_thresholds,
-    share,
     state,
     unit_members,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SETTLE_TOKENS = 8192
 
 
 def sparsify(
-    model: nn.Module,
+    model: PreTrainedModel,
     recipe: Recipe,
     calibration: Calibration | None = None,
     *,
     settle_tokens: int = SETTLE_TOKENS,
     backend: str = "auto",
     seed: int = 0,
-) -> nn.Module:
+) -> PreTrainedModel:
     """Make `model` sparse in place, block by block, and return it.
 
     Each unit gets its low-rank factors and score scale; then, with everything before it already sparse, its
@@ -72,7 +74,7 @@ def sparsify(
 
 class _Sparsifier:
     def __init__(
-        self, model: nn.Module, recipe: Recipe, calibration: Calibration | None, settle_tokens: int, seed: int
+        self, model: PreTrainedModel, recipe: Recipe, calibration: Calibration | None, settle_tokens: int, seed: int
     ) -> None:
         self.model, self.recipe, self.calibration, self.seed = model, recipe, calibration, seed
         self.device = next(model.parameters()).device
@@ -102,7 +104,7 @@ class _Sparsifier:
                         hidden = stepper.run(index, hidden)
                 bar.update()
         set_thresholds(self.model, self.thresholds)
-        if self.calibration is not None:
+        if self.calibration is not None and self.thresholds:
             found = state(self.model)
             found.recipe = dataclasses.replace(found.recipe, calibration=self.calibration.meta.label)
 
@@ -119,10 +121,11 @@ class _Sparsifier:
         scale = criteria.channel_scale(unit.criterion, weight, residual, unit.rank)
         members = install_unit(self.model, key, unit, scaled=scale is not None)
         for member, (u, v) in zip(members, factors, strict=True):
-            member.U, member.V = u, v
-            if scale is not None:
-                member.channel_scale = scale.to(member.weight.device)
-        share(members, unit)
+            member.U = u
+            if member is members[0] or len(unit.ranks) > 1:
+                member.V = v
+        if scale is not None:
+            members[0].channel_scale = scale
         if unit.threshold is not None and self.windows is None:
             members[0].threshold.fill_(unit.threshold)
         elif self.windows is not None:
@@ -143,7 +146,9 @@ class _Sparsifier:
         self.thresholds[key] = threshold
         members[0].threshold.fill_(threshold)
 
-    def _factors(self, unit: UnitRecipe, weights: list[Tensor], statistics: SiteStatistics | None) -> list[tuple[Any, Any]]:
+    def _factors(
+        self, unit: UnitRecipe, weights: list[Tensor], statistics: SiteStatistics | None
+    ) -> list[tuple[Tensor | None, Tensor | None]]:
         """(U, V) for each linear in the weights' dtype, (None, None) where its rank is 0."""
         dropped = None
         if self.recipe.fit == "dropped" and unit.rank:
@@ -152,21 +157,18 @@ class _Sparsifier:
         stacked = len(unit.ranks) == 1
         pairs = []
         for rank, weight in zip(unit.ranks, [torch.cat(weights)] if stacked else weights, strict=True):
-            if rank == 0:
-                pairs.append((None, None))
-                continue
-            if dropped is None:
-                u, v = truncated_svd(weight, rank, seed=self.seed)
-            else:
-                u, v = fit_to_dropped(weight, dropped, rank, seed=self.seed)
-            pairs.append((_padded(u, rank, weight.dtype), _padded(v, rank, weight.dtype)))
-        if not stacked:
-            return pairs
-        u, v = pairs[0]
-        return [
-            (None, None) if u is None else (part.contiguous(), v)
-            for part in (u.split(list(unit.outs)) if u is not None else weights)
-        ]
+            pairs.append((None, None) if rank == 0 else self._fit(weight, rank, dropped))
+        whole, v = pairs[0]
+        if not stacked or whole is None:
+            return pairs * len(weights) if stacked else pairs
+        return [(part.contiguous(), v) for part in whole.split(list(unit.outs))]
+
+    def _fit(self, weight: Tensor, rank: int, dropped: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if dropped is None:
+            u, v = truncated_svd(weight, rank, seed=self.seed)
+        else:
+            u, v = fit_to_dropped(weight, dropped, rank, seed=self.seed)
+        return _padded(u, rank, weight.dtype), _padded(v, rank, weight.dtype)
 
 
 def _dropped(rows: Tensor, share: float) -> Tensor:
@@ -182,7 +184,7 @@ def _padded(factor: Tensor, rank: int, dtype: torch.dtype) -> Tensor:
     return out.to(dtype).contiguous()
 
 
-def relevel(model: nn.Module, calibration: Calibration, levels: Mapping[str, float]) -> None:
+def relevel(model: PreTrainedModel, calibration: Calibration, levels: Mapping[str, float]) -> None:
     """Move units to other kept shares by looked-up thresholds, factors and scales as they are."""
     found = state(model)
     block_of = {site.name: index for index, block in enumerate(sites(model)) for site in block}

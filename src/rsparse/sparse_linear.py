@@ -1,0 +1,99 @@
+"""The linear whose sparse rows read part of the weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsparse.meter import SparsityMeter
+from rsparse.ops.dispatch import Backend
+from rsparse.row_policy import RowPolicy
+
+GATHER_ROWS = 8  # up to here rows are gathered; above, a masked GEMM reads each weight once for all of them
+
+
+class RSparseLinear(nn.Linear):
+    """Dense rows: y = W x + b. Sparse rows: y = W (m⊙x) + U Vᵀ((1−m)⊙x) + b.
+
+    weight: [out, in] as on disk; U: [out, r] and V: [in, r] in its dtype, or None; channel_scale: [in] fp32
+    or None for ones; threshold: scalar fp32. In a group the first member leads: channel_scale, threshold
+    and, where the factors are of the stacked weight, V are its buffers, and the others read them there.
+    """
+
+    U: Tensor | None
+    V: Tensor | None
+    channel_scale: Tensor | None
+    threshold: Tensor
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        unit: str,
+        policy: RowPolicy,
+        ops: Backend,
+        *,
+        rank: int,
+        scaled: bool,
+        leader: RSparseLinear | None = None,
+        stacked: bool = False,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.unit, self.policy, self.ops = unit, policy, ops
+        self.meter: SparsityMeter | None = None
+        self._leader: tuple[RSparseLinear, ...] = (leader,) if leader is not None else ()  # a tuple, so that it is no submodule
+        self._led = () if leader is None else ("channel_scale", "threshold", "V") if stacked else ("channel_scale", "threshold")
+        weight = linear.weight
+        buffers = {
+            "U": weight.new_zeros(self.out_features, rank) if rank else None,
+            "V": weight.new_zeros(self.in_features, rank) if rank else None,
+            "channel_scale": weight.new_ones(self.in_features, dtype=torch.float32) if scaled else None,
+            "threshold": weight.new_zeros((), dtype=torch.float32),
+        }
+        for name, buffer in buffers.items():
+            if name not in self._led:
+                # The recipe holds the threshold; a copy in the state dict could disagree.
+                self.register_buffer(name, buffer, persistent=name != "threshold")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("_led", ()):
+            return getattr(self._leader[0], name)
+        return super().__getattr__(name)
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.U is None else self.U.shape[1]
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, sparse = input, self.policy.sparse
+        if sparse is False:
+            return F.linear(x, self.weight, self.bias)
+        packed = self.ops.pack(self.weight, self.U, self.V)
+        if self.meter is None and x.shape[:-1].numel() <= GATHER_ROWS:
+            rows = x.reshape(-1, self.in_features)
+            row_mask = sparse.reshape(-1) if isinstance(sparse, Tensor) else None
+            chosen = self.ops.select(rows, self.channel_scale, self.threshold, V=self.V, row_mask=row_mask)
+            return self.ops.gather_gemv(packed, *chosen, self.bias).view(*x.shape[:-1], self.out_features)
+        m = self.ops.keep_mask(x, self.channel_scale, self.threshold)
+        if self.meter is not None:
+            self.meter.add(self.unit, m, sparse, self.policy.valid)
+        if isinstance(sparse, Tensor):
+            m = m | ~sparse.unsqueeze(-1)
+        return self.ops.masked_gemm(packed, x, m, self.bias)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> RSparseLinear:
+        """`.to(dtype)` moves score scale and threshold but never rounds them: a mask is exact or it is another."""
+        exact = {name: self._buffers.get(name) for name in ("channel_scale", "threshold")}
+        super()._apply(fn, recurse)
+        for name, before in exact.items():
+            now = self._buffers.get(name)
+            if before is not None and now is not None and now.dtype != torch.float32:
+                self._buffers[name] = before.to(now.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}"

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rsparse import losses
+from rsparse.models import supported_model_types
+from tests.support.models import tiny_model, token_ids
+from tests.support.tolerance import assert_close_rms
+
+
+@pytest.mark.parametrize("slice_rows", [5, 1000])
+@pytest.mark.parametrize("model_type", supported_model_types())
+def test_token_nll_is_that_of_the_models_logits(monkeypatch, model_type, slice_rows):
+    model, ids = tiny_model(model_type), token_ids(3, 12)
+    monkeypatch.setattr(losses, "LOGIT_ELEMENTS", slice_rows * model.config.vocab_size)
+    with torch.no_grad():
+        logits = model(ids).logits  # Gemma-2's with its soft cap
+        expected = -logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+        found = losses.token_nll(model, ids)
+    assert (found.shape, found.dtype) == ((3, 11), torch.float32)
+    assert_close_rms(found, expected, torch.float32)
+
+
+@pytest.mark.parametrize("slice_rows", [5, 1000])
+def test_compare_against_whole_logits(monkeypatch, slice_rows):
+    model, ids = tiny_model("gemma2"), token_ids(2, 12)
+    monkeypatch.setattr(losses, "LOGIT_ELEMENTS", slice_rows * model.config.vocab_size)
+    with torch.no_grad():
+        dense = losses.hidden_states(model, ids)
+        sparse = dense + 0.3 * torch.randn(dense.shape, generator=torch.Generator().manual_seed(0))
+        found = losses.compare(model, ids, sparse, dense)
+        p, q = (losses.logits_of(model, hidden)[:, :-1].log_softmax(-1) for hidden in (dense, sparse))
+        same = losses.compare(model, ids, dense, dense)
+    targets = ids[:, 1:]
+    assert_close_rms(found.kl, F.kl_div(q, p, reduction="none", log_target=True).sum(-1), torch.float32)
+    assert_close_rms(found.nll, F.cross_entropy(q.mT, targets, reduction="none"), torch.float32)
+    assert_close_rms(found.dense_nll, F.cross_entropy(p.mT, targets, reduction="none"), torch.float32)
+    assert torch.equal(found.agree, p.argmax(-1) == q.argmax(-1))
+    assert 0 < float(found.agree.float().mean()) < 1
+    assert float(same.kl.abs().max()) == 0
+    assert same.agree.all()
