@@ -31,7 +31,6 @@ def cells(levels: list[float]) -> Iterator[tuple[str, str, dict[str, Any]]]:
         at = {"sparsity": level}
         for criterion in ("magnitude", "column_norm"):
             yield f"s{level:g}-sparse_only-{criterion}", "sparse_only", at | {"criterion": criterion}
-        yield f"s{level:g}-sparse_only-magnitude-group", "sparse_only", at | {"criterion": "magnitude", "grouping": "group"}
         for rho, fit, criterion in (
             (0.98, "dropped", "magnitude"),
             (0.95, "svd", "magnitude"),
@@ -61,6 +60,7 @@ def main() -> None:
     parser.add_argument("--max-windows", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--settle-tokens", type=int, help="default: all calibration tokens; 0 looks thresholds up")
     parser.add_argument("--only", default="", help="only cells whose name contains this")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
@@ -77,7 +77,8 @@ def main() -> None:
         if args.only not in name or all(path.exists() for path in paths.values()):
             continue
         if method != "dense":
-            sparsify(model, make_recipe(model, method, **options), calibration, settle_tokens=args.calibration_tokens)
+            settle = args.calibration_tokens if args.settle_tokens is None else args.settle_tokens
+            sparsify(model, make_recipe(model, method, **options), calibration, settle_tokens=settle)
         for text, windows in texts.items():
             timer = Run()
             result = evaluate(model, windows, TokenPolicy("all"))

@@ -115,15 +115,14 @@ class _Sparsifier:
         weights = [site.linears[name].weight for name in unit.linears]
         factors = self._factors(unit, weights, statistics)
         weight = torch.cat(weights)
-        residual = torch.cat(
-            [w if u is None else reference.deflate(w, u, v) for w, (u, v) in zip(weights, factors, strict=True)]
-        )
+        residual = torch.cat([reference.deflate(w, *uv) if uv else w for w, uv in zip(weights, factors, strict=True)])
         scale = criteria.channel_scale(unit.criterion, weight, residual, unit.rank)
         members = install_unit(self.model, key, unit, scaled=scale is not None)
-        for member, (u, v) in zip(members, factors, strict=True):
-            member.U = u
-            if member is members[0] or len(unit.ranks) > 1:
-                member.V = v
+        for member, uv in zip(members, factors, strict=True):
+            if uv is not None:
+                member.U = uv[0]
+            if uv is not None and (member is members[0] or len(unit.ranks) > 1):
+                member.V = uv[1]
         if scale is not None:
             members[0].channel_scale = scale
         if unit.threshold is not None and self.windows is None:
@@ -148,22 +147,22 @@ class _Sparsifier:
 
     def _factors(
         self, unit: UnitRecipe, weights: list[Tensor], statistics: SiteStatistics | None
-    ) -> list[tuple[Tensor | None, Tensor | None]]:
-        """(U, V) for each linear in the weights' dtype, (None, None) where its rank is 0."""
+    ) -> list[tuple[Tensor, Tensor] | None]:
+        """(U, V) for each linear in the weights' dtype, None where its rank is 0."""
         dropped = None
         if self.recipe.fit == "dropped" and unit.rank:
             assert statistics is not None
             dropped = _dropped(statistics.rows.to(self.device), unit.kept_share)
-        stacked = len(unit.ranks) == 1
-        pairs = []
-        for rank, weight in zip(unit.ranks, [torch.cat(weights)] if stacked else weights, strict=True):
-            pairs.append((None, None) if rank == 0 else self._fit(weight, rank, dropped))
-        whole, v = pairs[0]
-        if not stacked or whole is None:
-            return pairs * len(weights) if stacked else pairs
-        return [(part.contiguous(), v) for part in whole.split(list(unit.outs))]
+        if len(unit.ranks) > 1:
+            return [self._fit(weight, rank, dropped) for weight, rank in zip(weights, unit.ranks, strict=True)]
+        whole = self._fit(torch.cat(weights), unit.rank, dropped)
+        if whole is None:
+            return [None] * len(weights)
+        return [(part.contiguous(), whole[1]) for part in whole[0].split(list(unit.outs))]
 
-    def _fit(self, weight: Tensor, rank: int, dropped: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def _fit(self, weight: Tensor, rank: int, dropped: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        if rank == 0:
+            return None
         if dropped is None:
             u, v = truncated_svd(weight, rank, seed=self.seed)
         else:

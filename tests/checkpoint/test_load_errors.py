@@ -147,7 +147,7 @@ def test_architectures_that_are_not_there(tmp_path, model_type, says):
 def test_a_model_quantised_by_another_method(tmp_path):
     folder = dense_folder(tmp_path / "model")
     edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    refused("gptq", folder)
+    refused("quantised with gptq", folder)
 
 
 def test_unknown_devices_dtypes_and_backends(folder):

@@ -136,7 +136,9 @@ def test_units_of_rank_zero_and_of_sparsity_zero_in_one_recipe(tmp_path):
     model = tiny_model("llama")
     recipe = uniform(model, 0.5, 0.6, criterion="paper")
     units = dict(recipe.units)
-    units["model.layers.0.self_attn.q_proj"] = uniform(model, 0.4, 1.0, criterion="paper").units["model.layers.0.self_attn.q_proj"]
+    units["model.layers.0.self_attn.q_proj"] = uniform(model, 0.4, 1.0, criterion="paper").units[
+        "model.layers.0.self_attn.q_proj"
+    ]
     units["model.layers.1.mlp.up_proj"] = uniform(model, 0.0).units["model.layers.1.mlp.up_proj"]
     del units["model.layers.1.mlp.down_proj"]
     rsparse.sparsify(model, dataclasses.replace(recipe, units=units), calibration_of("llama"))
