@@ -41,3 +41,23 @@ def test_compare_against_whole_logits(monkeypatch, slice_rows):
     assert 0 < float(found.agree.float().mean()) < 1
     assert float(same.kl.abs().max()) == 0
     assert same.agree.all()
+
+
+@pytest.mark.parametrize("model_type", supported_model_types())
+def test_mean_nll_is_transformers_loss(model_type):
+    model, ids = tiny_model(model_type), token_ids(3, 12, seed=4)
+    with torch.no_grad():
+        expected = model(ids, labels=ids).loss
+        found = losses.token_nll(model, ids).mean()
+    assert_close_rms(found, expected, torch.float32)
+
+
+def test_the_soft_cap_is_applied_once():
+    model = tiny_model("gemma2")
+    hidden = 40 * torch.randn(2, 3, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        raw = hidden @ model.lm_head.weight.T
+        found = losses.logits_of(model, hidden)
+    assert float(raw.abs().max()) > 50
+    assert 5.9 < float(found.abs().max()) <= 6.0
+    assert_close_rms(found, 6.0 * torch.tanh(raw / 6.0), torch.float32)

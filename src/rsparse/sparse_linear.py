@@ -12,8 +12,6 @@ from rsparse.meter import SparsityMeter
 from rsparse.ops.dispatch import Backend
 from rsparse.row_policy import RowPolicy
 
-GATHER_ROWS = 8  # up to here rows are gathered; above, a masked GEMM reads each weight once for all of them
-
 
 class RSparseLinear(nn.Linear):
     """Dense rows: y = W x + b. Sparse rows: y = W (m⊙x) + U Vᵀ((1−m)⊙x) + b.
@@ -73,7 +71,7 @@ class RSparseLinear(nn.Linear):
         if sparse is False:
             return F.linear(x, self.weight, self.bias)
         packed = self.ops.pack(self.weight, self.U, self.V)
-        if self.meter is None and x.shape[:-1].numel() <= GATHER_ROWS:
+        if self.meter is None and x.shape[:-1].numel() <= self.ops.gather_rows:
             rows = x.reshape(-1, self.in_features)
             row_mask = sparse.reshape(-1) if isinstance(sparse, Tensor) else None
             chosen = self.ops.select(rows, self.channel_scale, self.threshold, V=self.V, row_mask=row_mask)

@@ -18,9 +18,13 @@ _SUFFIX = "_kernel"
 
 @dataclass(frozen=True)
 class Backend:
-    """The ops of one backend; reference.py documents each. A plain object: modules can be neither copied nor pickled."""
+    """The ops of one backend; reference.py documents each. A plain object: modules can be neither copied nor pickled.
+
+    Up to `gather_rows` rows go through select and gather_gemv, more through masked_gemm: the same function.
+    """
 
     name: str
+    gather_rows: int
     pack: Callable[..., Any]
     keep_mask: Callable[..., torch.Tensor]
     select: Callable[..., Any]
@@ -55,5 +59,5 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
         if why is None:
             module = importlib.import_module(f"rsparse.ops.{candidate if candidate == 'reference' else candidate + _SUFFIX}")
             ops = ("pack", "keep_mask", "select", "gather_gemv", "masked_gemm")
-            return Backend(candidate, *(getattr(module, op) for op in ops))
+            return Backend(candidate, module.GATHER_ROWS, *(getattr(module, op) for op in ops))
     raise RSparseError(f"backend {name}: {why}")

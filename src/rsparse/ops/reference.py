@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Plain torch gains nothing from a compacted list: for one row of 576 → 1536 select and gather_gemv take 180 µs,
+# keep_mask and masked_gemm 118, dense 85 (one AVX2 core, fp32, rank 8).
+GATHER_ROWS = 0
+
 
 @dataclass(frozen=True)
 class Packed:
