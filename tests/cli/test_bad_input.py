@@ -212,7 +212,7 @@ def test_outputs_that_are_there(here):
     (here / "file").write_text("text")
     before = snapshot(here / "mine")
     for verb in (
-        SPARSIFY[:-1] + ["mine", "--sparsity", "0.5"],
+        [*SPARSIFY[:-1], "mine", "--sparsity", "0.5"],
         ["densify", "sparse", "-o", "mine"],
         [*CALIBRATE, "text.txt", "-o", "mine"],
     ):

@@ -13,8 +13,12 @@ MODEL_HELP = "Hub id, local folder, .gguf file, or smollm2-135m (the embedded de
 DATA_HELP = "text: a .txt or .jsonl file, `bundled`, or a Hub data set as owner/name[:config[:split]]"
 
 
-def add_model(parser: argparse.ArgumentParser, name: str = "model") -> None:
-    parser.add_argument(name, metavar="MODEL", help=MODEL_HELP)
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_machine(parser)
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 or auto: float32 on a CPU, else bfloat16")
     parser.add_argument("--backend", default="auto", help="what runs the sparse linears: auto (default), reference")

@@ -23,14 +23,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m", help=options.MODEL_HELP)
     parser.add_argument("--sparsity", type=float, default=SPARSITY, help="default %(default)s")
     parser.add_argument("-o", "--out", type=Path, default=Path("demo"), metavar="DIR", help="default %(default)s")
-    for name in ("device", "dtype", "backend"):
-        parser.add_argument(f"--{name}", default="auto")
+    options.add_machine(parser)
     options.add_seed(parser)
     options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     from rsparse.analysis.recipe_plot import plot_recipe
+    from rsparse.atomic import check_target
     from rsparse.calibration import TextSource, calibrate
     from rsparse.calibration.windows import make_windows
     from rsparse.checkpoint import save_pretrained
@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> None:
 
     timer = Run()
     options.check_json(args)
+    again = (args.out / "recipe.png").is_file() and (args.out / "rsparse.safetensors").is_file()
+    check_target(args.out, overwrite=again)  # an earlier demo is replaced, anything else is not
     model, tokenizer = options.load(args)
     recipes = {
         "sparse-only": make_recipe(model, "sparse_only", args.sparsity),
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         if label != "R-Sparse":
             densify(model)
     _print(rows, args.sparsity)
-    save_pretrained(model, args.out, tokenizer, overwrite=True)
+    save_pretrained(model, args.out, tokenizer, overwrite=again)
     plot_recipe(state(model).recipe, args.out / "recipe.png")
     print(f"\nsaved the R-Sparse checkpoint and recipe.png to {args.out}/; try\n  rsparse show {args.out}")
     print(f"  rsparse generate {args.out} --chat --prompt 'Why is the sky blue?'")

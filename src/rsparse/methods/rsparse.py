@@ -21,7 +21,9 @@ def prepare(
     fit: str = "dropped",
     stacked: bool = False,
 ) -> Recipe:
-    """`criterion="paper", fit="svd"` is the released code; the defaults are better on the models measured here."""
+    """`criterion="paper", fit="svd"` is the released code. The fitted factors are closer to dense (KL) on text of the
+    calibration's kind, plain SVD is a little better elsewhere: docs/results.md.
+    """
     return uniform_recipe(
         model, sparsity, rho, method="rsparse", criterion=criterion, grouping=grouping, fit=fit, stacked=stacked
     )
