@@ -40,8 +40,8 @@ def test_defaults():
         ("last_fraction:1.5", r"\(0, 1\]"),
         ("last_fraction:-0.1", r"\(0, 1\]"),
         ("last_fraction:nan", r"\(0, 1\]"),
-        ("all:0.1", "no other kind"),
-        ("decode:0.1", "no other kind"),
+        ("all:0.1", "takes no share"),
+        ("decode:0.1", "takes no share"),
     ],
 )
 def test_what_is_no_policy_is_refused(text, says):

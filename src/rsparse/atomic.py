@@ -69,6 +69,16 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
         raise RSparseError(f"{path} is a file; name a folder to write to")
     if path.exists() and any(path.iterdir()) and not overwrite:
         raise RSparseError(f"{path} already exists; name another folder or pass --overwrite")
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse early what cannot be made: the nearest folder that exists above `path` must take files."""
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise RSparseError(f"cannot write {path}: {parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise RSparseError(f"cannot write {path}: no permission in {parent}")
 
 
 @contextlib.contextmanager

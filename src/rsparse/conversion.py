@@ -53,6 +53,8 @@ def sparsify(
     = 0 looks thresholds up in the dense model's histograms instead. Without a calibration the recipe must
     hold its thresholds and fit by plain SVD. On any error the model is dense again.
     """
+    if settle_tokens < 0:
+        raise RSparseError(f"settle_tokens must be 0 (look thresholds up) or more, got {settle_tokens}")
     if calibration is None and not (recipe.settled and (recipe.fit == "svd" or not any(u.rank for u in recipe.units.values()))):
         raise RSparseError(
             "this recipe needs a calibration: its thresholds are not solved, or its low-rank factors are fitted to data"

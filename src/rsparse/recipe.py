@@ -76,9 +76,9 @@ class UnitRecipe:
         stacked: bool = False,
     ) -> UnitRecipe:
         """A unit whose ranks follow from (sparsity, rho): of the stacked weight, or of each linear by its own shape."""
-        rho = 1.0 if sparsity == 0 else rho
         if not (0 <= sparsity < 1 and 0 <= rho <= 1):
             raise RSparseError(f"sparsity must be in [0, 1) and rho in [0, 1], got {sparsity} and {rho}")
+        rho = 1.0 if sparsity == 0 else rho
         outs = [sum(linears.values())] if stacked else linears.values()
         ranks = tuple(lowrank_rank(sparsity, rho, out, in_features) for out in outs)
         return cls(tuple(linears), tuple(linears.values()), in_features, sparsity, rho, ranks, criterion)
@@ -190,8 +190,9 @@ class Recipe:
         return cls.from_dict(data, where=f"recipe {path}")
 
     def sha(self) -> str:
-        """Twelve hex digits that name this recipe in result records."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hex digits that name this recipe in result records, whatever its labels for people say."""
+        content = {name: value for name, value in self.to_dict().items() if name not in ("model", "calibration")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _checked_keys(cls: Any, data: Any, where: str) -> dict[str, Any]:

@@ -48,8 +48,12 @@ def write(path: str | Path, record: dict[str, Any]) -> None:
 
 def command_line() -> str:
     """The command as typed, without the folders of the machine it ran on."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return shlex.join(Path(word).name if word.startswith(("/", "../", "~")) else word for word in words)
+    return shlex.join([Path(sys.argv[0]).name, *map(_without_folders, sys.argv[1:])])
+
+
+def _without_folders(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + (Path(value).name if value.startswith(("/", "../", "~")) else value)
 
 
 def commit() -> str | None:

@@ -25,8 +25,10 @@ class TokenPolicy:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise RSparseError(f"token policy {self.kind!r} is unknown; choose one of all, decode, last_fraction:F, dense")
-        if (self.kind == "last_fraction") != (self.fraction is not None):
-            raise RSparseError("token policy last_fraction needs its share, as in last_fraction:0.1; no other kind takes one")
+        if self.kind == "last_fraction" and self.fraction is None:
+            raise RSparseError("token policy last_fraction needs its share, as in last_fraction:0.1")
+        if self.kind != "last_fraction" and self.fraction is not None:
+            raise RSparseError(f"token policy {self.kind} takes no share; only last_fraction does")
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise RSparseError(f"token policy last_fraction needs a share in (0, 1], got {self.fraction}")
         if self.sink_tokens < 0:

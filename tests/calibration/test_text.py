@@ -131,7 +131,7 @@ def test_the_hub_is_streamed(monkeypatch, name, arguments, split):
 @pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), ValueError("no route"), RuntimeError("")])
 def test_a_failing_hub_is_one_line_with_a_way_out(monkeypatch, error):
     monkeypatch.setattr(datasets, "load_dataset", Hub(error=error))
-    refused("owner/data", f"owner/data.*{str(error).splitlines()[0] if str(error) else 'RuntimeError'}.*--data bundled")
+    refused("owner/data", f"owner/data.*{str(error).splitlines()[0] if str(error) else 'RuntimeError'}.*.bundled.")
 
 
 def test_a_hub_that_fails_midway(monkeypatch):
@@ -140,7 +140,7 @@ def test_a_hub_that_fails_midway(monkeypatch):
         raise ConnectionError("lost")
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: rows())
-    refused("owner/data", "lost.*--data bundled")
+    refused("owner/data", "lost.*.bundled.")
 
 
 def test_hub_data_without_text(monkeypatch):

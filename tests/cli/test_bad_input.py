@@ -49,7 +49,7 @@ def test_rho_out_of_range(value):
         (["--sparsity", "0.5", "--backend", "triton"], "triton"),
         (["--sparsity", "0.5", "--dtype", "int3"], "'int3'"),
         (["--sparsity", "0.5", "--device", "moon"], "'moon'"),
-        (["--sparsity", "0.5", "--settle-tokens=-1"], "settle-tokens"),
+        (["--sparsity", "0.5", "--settle-tokens=-1"], "settle_tokens"),
         (["--sparsity", "0.5", "--data", "text.txt"], "--calibration"),
         ([], "--sparsity"),
     ],

@@ -8,6 +8,7 @@ import numpy as np
 
 from rsparse.analysis.recipe_table import by_kind
 from rsparse.atomic import disk_errors
+from rsparse.errors import RSparseError
 from rsparse.recipe import Recipe
 
 PANELS = (
@@ -17,8 +18,17 @@ PANELS = (
 )
 
 
+def check_plot(path: Path) -> None:
+    """Raises RSparseError for a folder and for endings that are no picture."""
+    if path.is_dir():
+        raise RSparseError(f"{path} is a folder; name a picture file")
+    if path.suffix.lower() not in ("", ".png", ".svg", ".pdf"):
+        raise RSparseError(f"{path}: a picture is a .png, .svg or .pdf file")
+
+
 def plot_recipe(recipe: Recipe, path: Path) -> None:
     """Heat maps block × kind of unit, as a PNG (or whatever `path` ends in)."""
+    check_plot(path)
     import matplotlib
 
     matplotlib.use("Agg")
@@ -52,5 +62,5 @@ def plot_recipe(recipe: Recipe, path: Path) -> None:
     )
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, format=path.suffix[1:].lower() or "png")
     plt.close(figure)

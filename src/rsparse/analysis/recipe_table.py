@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rsparse.recipe import Recipe, UnitRecipe
 
-HEADER = f"{'unit':<24} {'in':>6} {'out':>6} {'sparsity':>17} {'rho':>13} {'rank':>11} {'threshold':>19}  criterion"
+HEADER = f"{'unit':<24} {'in':>6} {'out':>6} {'sparsity':>17} {'rho':>14} {'rank':>11} {'threshold':>19}  criterion"
 
 
 def block_and_kind(name: str) -> tuple[int, str]:
@@ -44,7 +44,7 @@ def _row(name: str, units: list[UnitRecipe]) -> str:
     thresholds = [unit.threshold for unit in units if unit.threshold is not None]
     return (
         f"{name:<24} {units[0].in_features:>6} {units[0].out_features:>6} {_range([u.sparsity for u in units], '.3f'):>17} "
-        f"{_range([u.rho for u in units], '.3f'):>13} {_range([float(u.rank) for u in units], '.0f'):>11} "
+        f"{_range([u.rho for u in units], '.3f'):>14} {_range([float(u.rank) for u in units], '.0f'):>11} "
         f"{_range(thresholds, '.3g') if thresholds else 'none':>19}  {', '.join(sorted({u.criterion for u in units}))}"
     )
 

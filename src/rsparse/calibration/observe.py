@@ -19,7 +19,7 @@ from rsparse.calibration.text import TextSource
 from rsparse.calibration.windows import make_windows
 from rsparse.errors import RSparseError
 from rsparse.fingerprint import weights_sha
-from rsparse.models.layout import Site, sites
+from rsparse.models.layout import Site, check_positions, sites
 from rsparse.models.stepper import BlockStepper
 from rsparse.progress import progress
 
@@ -54,6 +54,8 @@ def calibrate(
     """
     if getattr(model, "rsparse", None) is not None:
         raise RSparseError("calibrate needs the dense model; this one is sparse")
+    if seq_len < 2:
+        raise RSparseError(f"seq_len must be at least 2 tokens, got {seq_len}")
     if tokens < seq_len or rows < 1:
         raise RSparseError(f"calibrate needs at least one window of {seq_len} tokens and one row; got {tokens} and {rows}")
     if not 0 <= sink_tokens < seq_len:
@@ -66,6 +68,7 @@ def calibrate(
     windows = make_windows(TextSource(data).documents(), tokenizer, seq_len, max_windows=wanted + heldout, source=data)
     if len(windows) < 2:
         raise RSparseError(f"{data} fills {len(windows)} window of {seq_len} tokens; calibration needs two, one to check with")
+    check_positions(model, seq_len, f"windows of {seq_len} tokens")
     heldout = min(heldout, max(1, len(windows) // 5))
     counted = windows[:-heldout]
     meta = CalibrationMeta(

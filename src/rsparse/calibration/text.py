@@ -37,7 +37,7 @@ class TextSource:
             yield from _read_jsonl(path)
         elif path.is_file():
             yield _read_file(path)
-        elif path.suffix in (".txt", ".json", ".md") or path.is_absolute() or self.name.startswith("."):
+        elif "/" not in self.name or path.suffix == ".txt" or path.is_absolute() or self.name.startswith("."):
             raise RSparseError(f"text file {self.name} does not exist")
         else:
             yield from _read_hub(self.name)
@@ -104,7 +104,7 @@ def _read_hub(name: str) -> Iterator[str]:
         reason = str(error).strip().splitlines()
         raise RSparseError(
             f"cannot read data set {name} from the Hub ({reason[0] if reason else type(error).__name__}); "
-            f"name a .txt or .jsonl file with --data, or use --data {BUNDLED}"
+            f"name a .txt or .jsonl file instead, or `{BUNDLED}`"
         ) from error
 
 

@@ -12,6 +12,7 @@ import torch
 
 from rsparse.errors import RSparseError
 from rsparse.models import spec_for
+from rsparse.ops import dispatch
 from rsparse.sparse_model import is_sparse, set_backend
 
 EMBEDDED = "smollm2-135m"
@@ -34,20 +35,24 @@ def from_pretrained(
     register()
     place = pick_device(device)
     wanted = pick_dtype(dtype, place)
+    dispatch.resolve(backend, place, wanted)
     source, extra = _locate(str(name))
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         config = None if extra else _config(source)
         if config is not None:
-            spec_for(config)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **extra, **_dequantised(extra))
+            _check_config(config)
+        loading: Any = {"dtype": wanted, "output_loading_info": True, **extra, **_dequantised(extra)}
+        model: Any
+        info: dict[str, Any]
+        model, info = AutoModelForCausalLM.from_pretrained(source, **loading)  # type: ignore[misc]
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
     except RSparseError:
         raise
     except Exception as error:
         raise _loading_error(str(name), error) from error
-    _check_loaded(model, config)
+    _check_loaded(str(name), model, config, info)
     model.eval()
     if extra:  # plain tensors by now; nothing of the file format is left to save
         model.hf_quantizer, model.is_quantized = None, False
@@ -123,7 +128,7 @@ def _check_shards(folder: Path) -> None:
         return
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise RSparseError(f"{index} is damaged: {error}") from error
     for shard in sorted(shards):
         if not (folder / shard).is_file():
@@ -147,13 +152,27 @@ def _dequantised(extra: dict[str, str]) -> dict[str, Any]:
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
-def _check_loaded(model: Any, config: Any) -> None:
+def _quant_method(config: Any) -> Any:
     quantization = getattr(config, "quantization_config", None)
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else getattr(quantization, "quant_method", None)
-    if method == "rsparse" and not is_sparse(model):
-        raise RSparseError("the checkpoint is sparse but loaded dense; this transformers did not take rsparse's loader")
+    return quantization.get("quant_method") if isinstance(quantization, dict) else getattr(quantization, "quant_method", None)
+
+
+def _check_config(config: Any) -> None:
+    spec_for(config)
+    method = _quant_method(config)
     if method not in (None, "rsparse"):
         raise RSparseError(f"the model is quantised with {method}; load the original weights")
+
+
+def _check_loaded(name: str, model: Any, config: Any, info: dict[str, Any]) -> None:
+    """transformers fills what it does not find with random numbers, and only logs it."""
+    if _quant_method(config) == "rsparse" and not is_sparse(model):
+        raise RSparseError("the checkpoint is sparse but loaded dense; this transformers did not take rsparse's loader")
+    for key in ("missing_keys", "mismatched_keys"):
+        if found := sorted(map(str, info.get(key) or ())):
+            raise RSparseError(
+                f"cannot load model {name}: tensor {found[0]} is missing or has another shape ({len(found)} such)"
+            )
 
 
 def _loading_error(name: str, error: Exception) -> RSparseError:

@@ -77,5 +77,6 @@ def _explain(error: Exception) -> tuple[str, int]:
 def _fail(args: argparse.Namespace, line: str, code: int) -> int:
     if args.debug:
         raise
-    print(f"\rrsparse: {' '.join(line.split())}", file=sys.stderr)
+    start = "\r" if sys.stderr.isatty() else ""  # over what is left of a progress bar
+    print(f"{start}rsparse: {' '.join(line.split())}", file=sys.stderr)
     return code

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rsparse.atomic import check_writable
 from rsparse.errors import RSparseError
 
 MODEL_HELP = "Hub id, local folder, .gguf file, or smollm2-135m (the embedded default)"
@@ -66,7 +67,8 @@ def calibrate(args: argparse.Namespace, model: Any, tokenizer: Any, data: str, o
 
     rows = min(args.rows, args.tokens)
     size = disk_bytes({site.name: site.in_features for block in sites(model) for site in block}, rows)
-    say(f"calibrating on {args.tokens} tokens of {data}; the statistics take {size / 1e9:.2f} GB on disk")
+    if size > 1e9:
+        say(f"the calibration's statistics take {size / 1e9:.1f} GB on disk; fewer --rows take less")
     return run(
         model, tokenizer, data, out=out, tokens=args.tokens, seq_len=args.seq_len, rows=args.rows,
         seed=args.seed, name=args.model, overwrite=getattr(args, "overwrite", False) and out is not None,
@@ -82,8 +84,11 @@ def write_record(args: argparse.Namespace, record: dict[str, Any]) -> None:
 
 def check_json(args: argparse.Namespace) -> None:
     """Refuse a record path that cannot be written before the work, not after it."""
-    if args.json is not None and args.json.is_dir():
+    if args.json is None:
+        return
+    if args.json.is_dir():
         raise RSparseError(f"--json {args.json} is a folder; name a file")
+    check_writable(args.json)
 
 
 def say(line: str) -> None:

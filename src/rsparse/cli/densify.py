@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from rsparse.cli import _options as options
+from rsparse.errors import RSparseError
 
 HELP = "write a sparse checkpoint's dense model back, bit for bit"
 
@@ -17,10 +18,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from rsparse.atomic import check_target
     from rsparse.checkpoint import save_pretrained
-    from rsparse.sparse_model import densify
+    from rsparse.sparse_model import densify, is_sparse
 
     check_target(args.out, overwrite=args.overwrite)
     model, tokenizer = options.load(args)
+    if not is_sparse(model):
+        raise RSparseError(f"{args.model} is dense already")
     densify(model)
     save_pretrained(model, args.out, tokenizer, overwrite=args.overwrite)
     options.say(f"{args.out}: dense")

@@ -22,6 +22,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     path = Path(args.path)
+    if args.plot:
+        from rsparse.analysis.recipe_plot import check_plot
+
+        check_plot(args.plot)
     if (path / "calibration.json").is_file():
         if args.plot:
             raise RSparseError("--plot draws recipes; this is a calibration")

@@ -53,7 +53,11 @@ def run(args: argparse.Namespace) -> None:
     if is_sparse(model):
         raise RSparseError(f"{args.model} is sparse already; sparsify the dense model it came from, or `rsparse densify` it")
     recipe = recipe or _made_recipe(args, model)
-    if calibration is None:
+    if calibration is not None:
+        calibration.check_model(model)
+        if calibration.meta.weights_sha != weights_sha(model):
+            options.say("note: the calibration is of other weights, or of these in another dtype")
+    else:
         calibration = options.calibrate(args, model, tokenizer, args.data or DEFAULT, None)
     sparsify(model, recipe, calibration, settle_tokens=args.settle_tokens, backend=args.backend, seed=args.seed)
     metrics: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from torch import Tensor
 from rsparse.bytes_read import bytes_per_token, dense_bytes_per_token
 from rsparse.errors import RSparseError
 from rsparse.losses import compare, hidden_states, token_nll
+from rsparse.models.layout import check_positions
 from rsparse.progress import progress
 from rsparse.sparse_model import achieved_sparsity, is_sparse, measuring, state
 from rsparse.token_policy import TokenPolicy
@@ -63,6 +64,7 @@ def evaluate(
     """
     token_policy = token_policy or TokenPolicy()
     device = next(model.parameters()).device
+    check_positions(model, windows.shape[1], f"windows of {windows.shape[1]} tokens")
     prompt = windows.shape[1] // 2 if token_policy.kind == "decode" else 0
     first = max(prompt - 1, 0)  # the position whose prediction is the first scored token
     if windows.shape[1] - 1 - first < 1:

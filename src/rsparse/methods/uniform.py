@@ -35,4 +35,4 @@ def uniform_recipe(
         name: UnitRecipe.uniform(linears, in_features, sparsity, rho, criterion=criterion, stacked=stacked)
         for name, (linears, in_features) in unit_shapes(model, grouping).items()
     }
-    return Recipe(model.config.model_type, units, method, grouping, fit, model.config.name_or_path or "" or "")
+    return Recipe(model.config.model_type, units, method, grouping, fit, model.config.name_or_path or "")

@@ -72,6 +72,13 @@ def unit_shapes(model: PreTrainedModel, grouping: str) -> dict[str, tuple[dict[s
     return units
 
 
+def check_positions(model: PreTrainedModel, tokens: int, what: str) -> None:
+    """Raises RSparseError where `tokens` are more than the model was made for."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise RSparseError(f"{what} do not fit into the model's {limit} positions")
+
+
 def linear_weights(model: PreTrainedModel) -> int:
     """Weights in all linears of all blocks: the denominator of every sparsity."""
     return sum(linear.weight.numel() for block in sites(model) for site in block for linear in site.linears.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rsparse.errors import RSparseError
+from rsparse.models.layout import check_positions
 from rsparse.sparse_model import is_sparse, state
 from rsparse.token_policy import TokenPolicy
 
@@ -58,17 +60,13 @@ def generate(
     """
     if max_new_tokens < 1:
         raise RSparseError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if temperature < 0 or not 0 < top_p <= 1:
+    if not (math.isfinite(temperature) and temperature >= 0 and 0 < top_p <= 1):
         raise RSparseError(f"temperature must be 0 or more and top_p in (0, 1], got {temperature} and {top_p}")
     if not prompts:
         raise RSparseError("there is no prompt")
     encoded = _encode(tokenizer, prompts).to(next(model.parameters()).device)
     length = encoded["input_ids"].shape[1]
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and length + max_new_tokens > limit:
-        raise RSparseError(
-            f"{length} prompt tokens and {max_new_tokens} new ones do not fit into the model's {limit} positions"
-        )
+    check_positions(model, length + max_new_tokens, f"{length} prompt tokens and {max_new_tokens} new ones")
     watch = _Watch(tokenizer, on_text if len(prompts) == 1 else None)
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature:
@@ -76,8 +74,10 @@ def generate(
     if ignore_eos:
         sampling["eos_token_id"] = None
     policy = state(model).policy.using(token_policy or TokenPolicy("decode")) if is_sparse(model) else contextlib.nullcontext()
-    torch.manual_seed(seed)
-    with policy:
+    device = next(model.parameters()).device
+    with policy, torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=temperature > 0):
+        if temperature:
+            torch.manual_seed(seed)
         start = time.perf_counter()
         out = model.generate(
             **encoded,
@@ -109,8 +109,9 @@ def _encode(tokenizer: Any, prompts: Sequence[str | Sequence[dict[str, str]]]) -
             raise RSparseError("this model's tokenizer has no chat template; give a plain prompt")
         else:
             texts.append(tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True))
-    chat = not isinstance(prompts[0], str)  # a chat template writes BOS itself
-    rows = [tokenizer(text, add_special_tokens=not chat)["input_ids"] for text in texts]
+    # A chat template writes BOS itself.
+    plain = [isinstance(prompt, str) for prompt in prompts]
+    rows = [tokenizer(text, add_special_tokens=special)["input_ids"] for text, special in zip(texts, plain, strict=True)]
     if not all(rows):
         raise RSparseError("a prompt is empty; give at least one token")
     longest = max(map(len, rows))
