@@ -24,9 +24,10 @@ check: $(BIN)/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python tools/make_results.py --check
 
 results: $(BIN)/.installed
 	$(BIN)/python tools/make_results.py
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo build src/*.egg-info

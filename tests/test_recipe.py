@@ -88,7 +88,8 @@ def test_sparsity_zero_forces_rho_one():
 def test_recipe_sparsity_is_weighted_by_size():
     units = {"a": UnitRecipe(("a",), (3,), 10, 0.5), "b": UnitRecipe(("b",), (7,), 10, 0.2)}
     assert Recipe("llama", units).sparsity == pytest.approx(0.5 * 0.3 + 0.2 * 0.7)
-    assert Recipe("llama", {}).sparsity == 0
+    with pytest.raises(RSparseError, match="no units"):
+        Recipe("llama", {})
 
 
 def test_settled_needs_a_threshold_only_where_channels_are_dropped():

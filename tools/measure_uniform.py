@@ -14,8 +14,8 @@ from typing import Any
 from rsparse.calibration import TextSource, calibrate
 from rsparse.calibration.windows import make_windows
 from rsparse.checkpoint import from_pretrained
-from rsparse.cli._options import short, sparse_config
 from rsparse.conversion import sparsify
+from rsparse.evaluation.describe import short, sparse_config
 from rsparse.evaluation.perplexity import evaluate
 from rsparse.fingerprint import weights_sha
 from rsparse.methods import make_recipe
@@ -73,7 +73,7 @@ def main() -> None:
     }
     calibration = calibrate(model, tokenizer, args.calibration_data, tokens=args.calibration_tokens, name=args.model)
     for name, method, options in cells(args.levels):
-        paths = {text: args.out / short(args.model) / f"{name}-{Path(text).stem}.json" for text in texts}
+        paths = {text: args.out / short(args.model).removesuffix(".gguf") / f"{name}-{Path(text).stem}.json" for text in texts}
         if args.only not in name or all(path.exists() for path in paths.values()):
             continue
         if method != "dense":

@@ -51,7 +51,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 os.rename(path, old)
             try:
                 os.rename(staging, path)
-            except OSError:
+            except BaseException:
                 if old is not None:
                     os.rename(old, path)
                 raise

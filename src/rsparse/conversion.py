@@ -30,6 +30,7 @@ from rsparse.sparse_model import (
     state,
     unit_members,
 )
+from rsparse.token_policy import TokenPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +56,7 @@ def sparsify(
     """
     if settle_tokens < 0:
         raise RSparseError(f"settle_tokens must be 0 (look thresholds up) or more, got {settle_tokens}")
-    if calibration is None and not (recipe.settled and (recipe.fit == "svd" or not any(u.rank for u in recipe.units.values()))):
+    if calibration is None and needs_calibration(recipe):
         raise RSparseError(
             "this recipe needs a calibration: its thresholds are not solved, or its low-rank factors are fitted to data"
         )
@@ -72,6 +73,11 @@ def sparsify(
         densify(model)
         raise
     return model
+
+
+def needs_calibration(recipe: Recipe) -> bool:
+    """Whether thresholds are still to be solved, or factors to be fitted to data."""
+    return not recipe.settled or (recipe.fit == "dropped" and any(unit.rank for unit in recipe.units.values()))
 
 
 class _Sparsifier:
@@ -93,6 +99,8 @@ class _Sparsifier:
         stepper = BlockStepper(self.model)
         unit_of = {name: key for key, unit in self.recipe.units.items() for name in unit.linears}
         with progress(len(layout), "sparsify", unit="block") as bar:
+            if self.calibration is not None:
+                state(self.model).policy.token_policy = TokenPolicy("all", sink_tokens=self.calibration.meta.sink_tokens)
             hidden = stepper.enter(self.windows) if self.windows is not None else None
             # Blocks are called directly from here on, so the row policy keeps what the entry decided: all
             # tokens sparse but the sinks.

@@ -14,6 +14,7 @@ from typing import Any
 
 from rsparse.atomic import write_text
 from rsparse.errors import RSparseError
+from rsparse.schema import checked_keys
 
 VERSION = 1
 GROUPINGS = ("linear", "group")
@@ -133,6 +134,8 @@ class Recipe:
             raise RSparseError(f"recipe: grouping must be one of {', '.join(GROUPINGS)}, got {self.grouping!r}")
         if self.fit not in FITS:
             raise RSparseError(f"recipe: fit must be one of {', '.join(FITS)}, got {self.fit!r}")
+        if not self.units:
+            raise RSparseError("recipe: it has no units")
         names = [name for unit in self.units.values() for name in unit.linears]
         if len(names) != len(set(names)):
             raise RSparseError("recipe: a linear appears in two units")
@@ -162,12 +165,12 @@ class Recipe:
     @classmethod
     def from_dict(cls, data: Any, where: str = "recipe") -> Recipe:
         """Inverse of `to_dict`. Raises RSparseError on unknown or missing keys and on values out of range."""
-        data = _checked_keys(cls, data, where)
+        data = checked_keys(cls, data, where)
         units = data["units"]
         if not isinstance(units, dict):
             raise RSparseError(f"{where}: 'units' must be an object of units by name")
         data["units"] = {
-            name: UnitRecipe(**_checked_keys(UnitRecipe, unit, f"{where}: unit {name}")) for name, unit in units.items()
+            name: UnitRecipe(**checked_keys(UnitRecipe, unit, f"{where}: unit {name}")) for name, unit in units.items()
         }
         try:
             return cls(**data)
@@ -193,33 +196,3 @@ class Recipe:
         """Twelve hex digits that name this recipe in result records, whatever its labels for people say."""
         content = {name: value for name, value in self.to_dict().items() if name not in ("model", "calibration")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _checked_keys(cls: Any, data: Any, where: str) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise RSparseError(f"{where}: expected an object, found {type(data).__name__}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    if unknown := sorted(set(data) - set(fields)):
-        raise RSparseError(f"{where}: unknown key {unknown[0]!r}")
-    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
-    if missing := [name for name in required if name not in data]:
-        raise RSparseError(f"{where}: key {missing[0]!r} is missing")
-    for name, value in data.items():
-        wanted = fields[name].type
-        items = value if isinstance(value, (list, tuple)) else ()
-        if not isinstance(value, _JSON_TYPES[wanted]) or not all(isinstance(item, _ITEM_TYPES[wanted]) for item in items):
-            raise RSparseError(f"{where}: {name!r} has the wrong type, {type(value).__name__}")
-    return dict(data)
-
-
-_NUMBER = (int, float)
-_JSON_TYPES: dict[Any, Any] = {
-    "str": str,
-    "int": int,
-    "float": _NUMBER,
-    "float | None": (*_NUMBER, type(None)),
-    "tuple[int, ...]": (list, tuple),
-    "tuple[str, ...]": (list, tuple),
-    "Mapping[str, UnitRecipe]": dict,
-}
-_ITEM_TYPES: dict[Any, type] = {"tuple[int, ...]": int, "tuple[str, ...]": str}

@@ -58,7 +58,7 @@ class RowPolicy:
         device: torch.device | None = None,
     ) -> None:
         """Decide for a call of `shape` = (batch, tokens) that follows `past` cached tokens."""
-        batch, tokens = shape
+        tokens = shape[1]
         policy, kind = self.token_policy, self.token_policy.kind
         self.valid = None
         mask = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
@@ -76,12 +76,12 @@ class RowPolicy:
         if kind == "decode" and self._prompt_lengths is not None:
             dense = dense | (position < self._prompt_lengths.to(position.device).unsqueeze(-1))
         if policy.fraction is not None and past == 0:
-            lengths = torch.full((batch, 1), tokens, device=position.device) if mask is None else mask.sum(-1, keepdim=True)
+            lengths = position[:, -1:] + 1 if mask is None else mask.sum(-1, keepdim=True)
             dense_tokens = torch.tensor(
                 [[math.floor((1 - policy.fraction) * int(n) + 1e-9)] for n in lengths.flatten()], device=position.device
             )
             dense = dense | (position < dense_tokens)
-        self.sparse = ~dense if bool(dense.any()) else True
+        self.sparse = True if not bool(dense.any()) else False if bool(dense.all()) else ~dense
 
     def _positions(
         self, shape: tuple[int, int], past: int, mask: Tensor | None, position_ids: Tensor | None, device: torch.device | None

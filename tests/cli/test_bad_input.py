@@ -224,9 +224,11 @@ def test_outputs_that_are_there(here):
 def test_overwriting_keeps_the_old_folder_until_the_new_one_is_whole(here):
     (here / "mine").mkdir()
     (here / "mine" / "thesis.tex").write_text("all of it")
+    bad("neither a model nor", *SPARSIFY[:-1], "mine", "--overwrite", "--sparsity", "0.5")
+    (here / "mine" / "config.json").write_text("{}")
     bad("rho", *SPARSIFY[:-1], "mine", "--overwrite", "--sparsity", "0.5", "--rho", "2")
     bad("does not exist", *EVAL[:3], "missing.txt", "--json", "mine/eval.json")
-    assert snapshot(here / "mine") == {"thesis.tex": b"all of it"}
+    assert snapshot(here / "mine") == {"thesis.tex": b"all of it", "config.json": b"{}"}
 
 
 @pytest.mark.parametrize(

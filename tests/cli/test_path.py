@@ -174,6 +174,7 @@ def test_env(here):
 def test_overwrite_replaces_a_whole_folder(here):
     (here / "new").mkdir()
     (here / "new" / "stale").write_text("old")
+    (here / "new" / "config.json").write_text("{}")
     good("densify", "sparse", "-o", "new", "--overwrite")
     assert "stale" not in snapshot(here / "new")
     assert logits("new").isfinite().all()

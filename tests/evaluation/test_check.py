@@ -112,7 +112,9 @@ def test_an_interrupt_leaves_the_model_as_it_was(trained, monkeypatch):
 def test_it_looks_at_held_out_text_alone(trained, monkeypatch):
     seen = []
     real = check_module.evaluate
-    monkeypatch.setattr(check_module, "evaluate", lambda model, windows, **o: seen.append(windows) or real(model, windows, **o))
+    monkeypatch.setattr(
+        check_module, "evaluate", lambda model, windows, *a, **o: seen.append(windows) or real(model, windows, *a, **o)
+    )
     found = quick_check(made(trained, 0.02), calibration_of("llama"))
     assert torch.equal(seen[0], calibration_of("llama").heldout)
     assert found.result.tokens == calibration_of("llama").heldout[:, 1:].numel()

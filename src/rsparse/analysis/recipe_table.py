@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rsparse.errors import RSparseError
 from rsparse.recipe import Recipe, UnitRecipe
 
 HEADER = f"{'unit':<24} {'in':>6} {'out':>6} {'sparsity':>17} {'rho':>14} {'rank':>11} {'threshold':>19}  criterion"
@@ -12,7 +13,9 @@ HEADER = f"{'unit':<24} {'in':>6} {'out':>6} {'sparsity':>17} {'rho':>14} {'rank
 def block_and_kind(name: str) -> tuple[int, str]:
     """`model.layers.3.self_attn.q_proj` → (3, `self_attn.q_proj`)."""
     parts = name.split(".")
-    index = next(i for i, part in enumerate(parts) if part.isdigit())
+    index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    if index is None:
+        raise RSparseError(f"recipe unit {name!r} names no block")
     return int(parts[index]), ".".join(parts[index + 1 :])
 
 

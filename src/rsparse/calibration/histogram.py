@@ -68,6 +68,10 @@ def solve_threshold(x: Tensor, c: Tensor | None, share: float, *, chunk: int = 2
         return float(_value(int(counts.nonzero()[-1]) + 1))
     index = int((above >= wanted).nonzero()[-1])  # the highest bin from which on at least `wanted` lie
     beyond = int(above[index]) - int(counts[index])
+    if c is None and x.dtype in (torch.bfloat16, torch.float16):
+        # 16-bit values sit on the bins' lower edges: a bin is kept or dropped whole, whichever is nearer.
+        nearer_kept = int(above[index]) - wanted < wanted - beyond
+        return _value(index) * (1 - 2.0**-10) if nearer_kept else _value(index)
     part = (wanted - beyond) / int(counts[index])
     low, high = _value(index), _value(index + 1)
     return high - part * (high - low)

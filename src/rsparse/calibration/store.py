@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rsparse.errors import RSparseError
 from rsparse.models.layout import sites
+from rsparse.schema import checked_keys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,8 +69,11 @@ class Calibration:
         self.meta = meta
         self._owner = owner  # a calibration that was never asked to stay goes with this object
         tensors = _checked_load(folder / WINDOWS_FILE)
-        self.windows: Tensor = tensors["windows"]
-        self.heldout: Tensor = tensors["heldout"]
+        try:
+            self.windows: Tensor = tensors["windows"]
+            self.heldout: Tensor = tensors["heldout"]
+        except KeyError as error:
+            raise _damaged(folder / WINDOWS_FILE, f"no tensor {error}") from None
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Calibration:
@@ -81,10 +85,7 @@ class Calibration:
             raise RSparseError(f"{folder} is not a calibration: it has no readable {META_FILE}") from None
         except ValueError as error:
             raise RSparseError(f"{folder / META_FILE} is not valid JSON, perhaps cut short: {error}") from error
-        names = {field.name for field in dataclasses.fields(CalibrationMeta)}
-        if not isinstance(data, dict) or set(data) != names:
-            odd = sorted(set(data) ^ names)[0] if isinstance(data, dict) else "no object"
-            raise RSparseError(f"{folder / META_FILE}: unknown or missing key ({odd})")
+        data = checked_keys(CalibrationMeta, data, str(folder / META_FILE))
         if data["version"] != VERSION:
             raise RSparseError(f"calibration version {data['version']} is not {VERSION}, the one that this rsparse reads")
         return cls(folder, CalibrationMeta(**data))
@@ -93,7 +94,10 @@ class Calibration:
         """Statistics of one block's sites, by site name."""
         tensors = _checked_load(block_file(self.folder, index))
         names = sorted({key.rpartition(".")[0] for key in tensors})
-        return {name: SiteStatistics(tensors[f"{name}.histogram"], tensors[f"{name}.rows"]) for name in names}
+        try:
+            return {name: SiteStatistics(tensors[f"{name}.histogram"], tensors[f"{name}.rows"]) for name in names}
+        except KeyError as error:
+            raise _damaged(block_file(self.folder, index), f"no tensor {error}") from None
 
     def histogram(self, index: int, site: str) -> Tensor:
         """One site's histogram without its rows."""

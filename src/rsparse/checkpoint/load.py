@@ -25,8 +25,8 @@ def from_pretrained(
 ) -> tuple[Any, Any]:
     """(model, tokenizer) of a local folder, a `.gguf` file, `smollm2-135m`, or a Hub id; sparse where it is one.
 
-    dtype: `auto` is float32 on a CPU and bfloat16 on a GPU. A GGUF file is dequantised. Raises RSparseError
-    where the model is missing, damaged, or of an architecture that rsparse lacks.
+    dtype: `auto` is float32 on a CPU and bfloat16 on a GPU, `stored` is the checkpoint's own. A GGUF file is
+    dequantised. Raises RSparseError where the model is missing, damaged, or of an architecture that rsparse lacks.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
@@ -34,9 +34,10 @@ def from_pretrained(
 
     register()
     place = pick_device(device)
-    wanted = pick_dtype(dtype, place)
-    dispatch.resolve(backend, place, wanted)
+    wanted = "auto" if dtype == "stored" else pick_dtype(dtype, place)
+    dispatch.resolve(backend, place, pick_dtype("auto" if dtype == "stored" else dtype, place))
     source, extra = _locate(str(name))
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -52,6 +53,10 @@ def from_pretrained(
         raise
     except Exception as error:
         raise _loading_error(str(name), error) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
     _check_loaded(str(name), model, config, info)
     model.eval()
     if extra:  # plain tensors by now; nothing of the file format is left to save
@@ -168,6 +173,13 @@ def _check_loaded(name: str, model: Any, config: Any, info: dict[str, Any]) -> N
     """transformers fills what it does not find with random numbers, and only logs it."""
     if _quant_method(config) == "rsparse" and not is_sparse(model):
         raise RSparseError("the checkpoint is sparse but loaded dense; this transformers did not take rsparse's loader")
+    unexpected = sorted(
+        str(key) for key in info.get("unexpected_keys") or () if str(key).endswith((".U", ".V", ".channel_scale"))
+    )
+    if unexpected:
+        raise RSparseError(
+            f"{name} holds sparse tensors ({unexpected[0]}) without a recipe; write it with rsparse.save_pretrained"
+        )
     for key in ("missing_keys", "mismatched_keys"):
         if found := sorted(map(str, info.get(key) or ())):
             raise RSparseError(

@@ -10,8 +10,9 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from rsparse.errors import RSparseError
-from rsparse.recipe import Recipe
-from rsparse.sparse_model import begin, install_unit, state, unit_members
+from rsparse.recipe import Recipe, UnitRecipe
+from rsparse.sparse_linear import RSparseLinear
+from rsparse.sparse_model import begin, install_unit, set_backend, state, unit_members
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,14 +55,16 @@ class RSparseQuantizer(HfQuantizer):
             if unit.kept_share < 1:
                 install_unit(model, name, unit, scaled=name in scaled)
         # Scores are compared in fp32; a scale rounded to bf16 would choose other channels.
-        model._keep_in_fp32_modules_strict.add("channel_scale")
+        model._keep_in_fp32_modules_strict = {*(model._keep_in_fp32_modules_strict or ()), "channel_scale"}
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         units = state(model).recipe.units
         for name, members in unit_members(model).items():
+            _check_shapes(name, units[name], members)
             # not among the checkpoint's tensors: made anew, on the device that the weights went to
             members[0].threshold = members[0].weight.new_full((), units[name].threshold or 0.0, dtype=torch.float32)
+        set_backend(model, "auto")  # before, the model was on no real device
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
@@ -74,6 +77,19 @@ class RSparseQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def _check_shapes(name: str, unit: UnitRecipe, members: list[RSparseLinear]) -> None:
+    """Some versions of transformers take a tensor of another shape without a word."""
+    ranks = unit.ranks * len(members) if len(unit.ranks) == 1 else unit.ranks
+    for member, rank in zip(members, ranks, strict=True):
+        wanted = {"U": (member.out_features, rank), "V": (member.in_features, rank), "channel_scale": (member.in_features,)}
+        for key, shape in wanted.items():
+            tensor = getattr(member, key)
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise RSparseError(
+                    f"checkpoint: {key} of unit {name} is {list(tensor.shape)}, and the recipe says {list(shape)}"
+                )
 
 
 def register() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import pkgutil
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from rsparse import __version__, cli
-from rsparse.atomic import disk_error
 from rsparse.errors import RSparseError
 
 BAD_INPUT, INTERRUPTED, INTERNAL = 2, 130, 1
@@ -57,11 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RSparseError as error:
         return _fail(args, f"error: {error}", BAD_INPUT)
     except OSError as error:
-        from pathlib import Path
-
-        return _fail(args, f"error: {disk_error(Path(str(error.filename or '?')), error)}", BAD_INPUT)
+        return _fail(args, f"error: {_os_line(error)}", BAD_INPUT)
     except Exception as error:
         return _fail(args, *_explain(error))
+
+
+def _os_line(error: OSError) -> str:
+    name = error.filename or "file"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"no room to write {name}: the disk is full" if full else f"{name}: {error.strerror or error}"
 
 
 def _explain(error: Exception) -> tuple[str, int]:

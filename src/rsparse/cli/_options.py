@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rsparse.atomic import check_writable
+from rsparse.atomic import check_target, check_writable
 from rsparse.errors import RSparseError
 
 MODEL_HELP = "Hub id, local folder, .gguf file, or smollm2-135m (the embedded default)"
@@ -41,6 +41,7 @@ def add_output(parser: argparse.ArgumentParser, what: str) -> None:
 def add_calibration_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=32768, help="calibration tokens (default %(default)s)")
     parser.add_argument("--seq-len", type=int, default=512, help="tokens in a window (default %(default)s)")
+    parser.add_argument("--sink-tokens", type=int, default=1, help="first tokens that stay dense (default %(default)s)")
     parser.add_argument("--rows", type=int, default=4096, help="activation rows kept at each input (default %(default)s)")
 
 
@@ -71,7 +72,8 @@ def calibrate(args: argparse.Namespace, model: Any, tokenizer: Any, data: str, o
         say(f"the calibration's statistics take {size / 1e9:.1f} GB on disk; fewer --rows take less")
     return run(
         model, tokenizer, data, out=out, tokens=args.tokens, seq_len=args.seq_len, rows=args.rows,
-        seed=args.seed, name=args.model, overwrite=getattr(args, "overwrite", False) and out is not None,
+        sink_tokens=args.sink_tokens, seed=args.seed, name=args.model,
+        overwrite=getattr(args, "overwrite", False) and out is not None,
     )  # fmt: skip
 
 
@@ -80,6 +82,14 @@ def write_record(args: argparse.Namespace, record: dict[str, Any]) -> None:
         from rsparse.records import write
 
         write(args.json, record)
+
+
+def check_out(args: argparse.Namespace) -> None:
+    """Refuse an output folder before the work: one that cannot be made, that exists, or that --overwrite would not know."""
+    check_target(args.out, overwrite=args.overwrite)
+    known = ("config.json", "calibration.json")
+    if args.out.is_dir() and any(args.out.iterdir()) and not any((args.out / name).is_file() for name in known):
+        raise RSparseError(f"{args.out} holds neither a model nor a calibration; --overwrite does not delete other folders")
 
 
 def check_json(args: argparse.Namespace) -> None:
@@ -94,30 +104,3 @@ def check_json(args: argparse.Namespace) -> None:
 def say(line: str) -> None:
     """A note for the person at the terminal; results go to stdout, notes to stderr."""
     print(line, file=sys.stderr, flush=True)
-
-
-def short(name: str) -> str:
-    """A model or text by name, without this machine's folders."""
-    path = Path(name)
-    return path.name if path.exists() else name
-
-
-def sparse_config(model: Any) -> dict[str, Any]:
-    """The record's config fields that a sparse model knows of itself."""
-    from rsparse.sparse_model import is_sparse, state
-
-    if not is_sparse(model):
-        return {"method": "dense", "sparsity": 0.0}
-    recipe = state(model).recipe
-    units = list(recipe.units.values())
-    return {
-        "method": recipe.method,
-        "sparsity": round(recipe.sparsity, 6),
-        "rho": sorted({unit.rho for unit in units}),
-        "criterion": sorted({unit.criterion for unit in units}),
-        "grouping": recipe.grouping,
-        "fit": recipe.fit,
-        "rank_share": round(sum(u.lowrank_size for u in units) / max(1.0, sum((1 - u.sparsity) * u.size for u in units)), 6),
-        "recipe_sha": recipe.sha(),
-        "calibration": recipe.calibration,
-    }

@@ -18,10 +18,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from rsparse.atomic import check_target
     from rsparse.calibration.text import DEFAULT
 
-    check_target(args.out, overwrite=args.overwrite)
+    options.check_out(args)
     model, tokenizer = options.load(args)
     calibration = options.calibrate(args, model, tokenizer, args.data or DEFAULT, args.out)
     options.say(f"{args.out}: {calibration.meta.tokens} tokens at {len(calibration.meta.sites)} inputs")

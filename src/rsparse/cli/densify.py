@@ -16,11 +16,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from rsparse.atomic import check_target
     from rsparse.checkpoint import save_pretrained
     from rsparse.sparse_model import densify, is_sparse
 
-    check_target(args.out, overwrite=args.overwrite)
+    options.check_out(args)
+    if args.dtype == "auto":
+        args.dtype = "stored"  # a cast would change bits
     model, tokenizer = options.load(args)
     if not is_sparse(model):
         raise RSparseError(f"{args.model} is dense already")

@@ -26,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from rsparse.calibration.text import TextSource, wikitext_join
     from rsparse.calibration.windows import make_windows
+    from rsparse.evaluation.describe import short, sparse_config
     from rsparse.evaluation.perplexity import evaluate
     from rsparse.fingerprint import weights_sha
     from rsparse.records import Run
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     count = None if args.max_tokens is None else args.max_tokens // args.seq_len
     windows = make_windows(documents, tokenizer, args.seq_len, max_windows=count, source=args.perplexity)
     result = evaluate(model, windows, policy, against_dense=not args.no_dense)
-    print(f"perplexity        {result.perplexity:.3f}   ({result.tokens} tokens of {options.short(args.perplexity)}, {policy})")
+    print(f"perplexity        {result.perplexity:.3f}   ({result.tokens} tokens of {short(args.perplexity)}, {policy})")
     if result.dense_perplexity is not None:
         print(f"dense             {result.dense_perplexity:.3f}   (the same weights, every token dense)")
         print(f"KL to dense       {result.kl_to_dense:.4f} nats   token agreement {result.token_agreement:.1%}")
@@ -56,9 +57,9 @@ def run(args: argparse.Namespace) -> None:
         print(f"achieved sparsity {result.achieved_sparsity:.4f} of the blocks' linears, {rows}")
         print(f"bytes per token   {result.bytes_per_token:,} of {result.dense_bytes_per_token:,} ({share:.1%}, head included)")
     config = {
-        "model": options.short(args.model),
+        "model": short(args.model),
         "weights_sha": weights_sha(model),
-        "data": options.short(args.perplexity),
+        "data": short(args.perplexity),
         "seq_len": args.seq_len,
         "wikitext_join": args.wikitext_join,
         "token_policy": str(policy),
@@ -66,4 +67,4 @@ def run(args: argparse.Namespace) -> None:
         "dtype": str(model.dtype).removeprefix("torch."),
     }
     backend = state(model).backend if is_sparse(model) else "dense"
-    options.write_record(args, timer.record(config | options.sparse_config(model), result.metrics(), backend=backend))
+    options.write_record(args, timer.record(config | sparse_config(model), result.metrics(), backend=backend))

@@ -83,6 +83,7 @@ class _Session:
         return result
 
     def _report(self) -> None:
+        from rsparse.evaluation.describe import short, sparse_config
         from rsparse.fingerprint import weights_sha
         from rsparse.sparse_model import is_sparse, state
 
@@ -93,7 +94,7 @@ class _Session:
         if rate is not None:
             options.say(f"{new} tokens, {rate:.1f} tokens/s after the first of each")
         config = {
-            "model": options.short(self.args.model),
+            "model": short(self.args.model),
             "weights_sha": weights_sha(self.model) if self.args.json else None,
             "token_policy": self.args.token_policy,
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -107,7 +108,7 @@ class _Session:
             "texts": [text for result in self.results for text in result.texts],
         }
         backend = state(self.model).backend if is_sparse(self.model) else "dense"
-        options.write_record(self.args, self.timer.record(config | options.sparse_config(self.model), metrics, backend=backend))
+        options.write_record(self.args, self.timer.record(config | sparse_config(self.model), metrics, backend=backend))
 
 
 def _typed_turns() -> Any:

@@ -15,9 +15,8 @@ HELP = "print a checkpoint's, recipe's or calibration's contents; --plot draws t
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="checkpoint folder, recipe .json, or calibration folder")
     parser.add_argument("--units", action="store_true", help="a line for each unit instead of one for each kind")
-    parser.add_argument(
-        "--plot", type=Path, metavar="PNG", help="heat map of sparsity, rho and low-rank share by block and unit"
-    )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="heat map of sparsity, rho and threshold by block and unit")
+    parser.add_argument("--save", type=Path, metavar="R.json", help="write the recipe, for `rsparse sparsify --recipe`")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
 
         plot_recipe(recipe, args.plot)
         print(f"\nplot: {args.plot}")
+    if args.save:
+        recipe.save(args.save)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -53,8 +54,8 @@ def read_recipe(path: Path) -> Recipe:
     if not path.is_dir():
         return Recipe.load(path)
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = dict(json.loads((path / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise RSparseError(f"{path} holds neither a readable config.json nor a calibration.json") from None
     quantization = config.get("quantization_config") or {}
     if quantization.get("quant_method") != "rsparse":
@@ -63,7 +64,9 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _settled(recipe: Recipe) -> str:
-    return f"solved on {recipe.calibration}" if recipe.settled else "not solved yet"
+    if not recipe.settled:
+        return "not solved yet"
+    return f"solved on {recipe.calibration}" if recipe.calibration else "none needed"
 
 
 def _show_calibration(path: Path) -> None:

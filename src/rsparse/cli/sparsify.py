@@ -35,17 +35,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from rsparse.atomic import check_target
     from rsparse.calibration import Calibration
     from rsparse.calibration.text import DEFAULT
     from rsparse.checkpoint import save_pretrained
-    from rsparse.conversion import sparsify
+    from rsparse.conversion import needs_calibration, sparsify
+    from rsparse.evaluation.describe import short, sparse_config
     from rsparse.fingerprint import weights_sha
     from rsparse.records import Run
-    from rsparse.sparse_model import is_sparse, state
+    from rsparse.sparse_model import check_recipe, is_sparse, state
 
     timer = Run()
-    check_target(args.out, overwrite=args.overwrite)
+    options.check_out(args)
     options.check_json(args)
     recipe = _given_recipe(args)
     calibration = Calibration.load(args.calibration) if args.calibration else None
@@ -53,23 +53,24 @@ def run(args: argparse.Namespace) -> None:
     if is_sparse(model):
         raise RSparseError(f"{args.model} is sparse already; sparsify the dense model it came from, or `rsparse densify` it")
     recipe = recipe or _made_recipe(args, model)
+    check_recipe(model, recipe)
     if calibration is not None:
         calibration.check_model(model)
         if calibration.meta.weights_sha != weights_sha(model):
             options.say("note: the calibration is of other weights, or of these in another dtype")
-    else:
+    elif args.data or needs_calibration(recipe):
         calibration = options.calibrate(args, model, tokenizer, args.data or DEFAULT, None)
     sparsify(model, recipe, calibration, settle_tokens=args.settle_tokens, backend=args.backend, seed=args.seed)
     metrics: dict[str, Any] = {}
-    if not args.no_check:
+    if calibration is not None and not args.no_check:
         from rsparse.evaluation.check import quick_check
 
         check = quick_check(model, calibration)
         options.say(check.line(recipe.sparsity))
         metrics = check.result.metrics()
     save_pretrained(model, args.out, tokenizer, overwrite=args.overwrite)
-    config = {"model": options.short(args.model), "weights_sha": weights_sha(model), "token_policy": "all"}
-    options.write_record(args, timer.record(config | options.sparse_config(model), metrics, backend=state(model).backend))
+    config = {"model": short(args.model), "weights_sha": weights_sha(model), "token_policy": "all"}
+    options.write_record(args, timer.record(config | sparse_config(model), metrics, backend=state(model).backend))
     options.say(f"{args.out}: {recipe.method} at sparsity {recipe.sparsity:g}; try `rsparse generate {args.out} --prompt ...`")
 
 

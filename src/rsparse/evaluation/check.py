@@ -9,6 +9,7 @@ from rsparse.calibration.store import Calibration
 from rsparse.conversion import relevel
 from rsparse.evaluation.perplexity import Perplexity, evaluate
 from rsparse.sparse_model import set_thresholds, state, unit_members
+from rsparse.token_policy import TokenPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,14 +35,15 @@ class Check:
         """What a user should know."""
         found = (
             f"perplexity {self.result.perplexity:.2f}, {self.ratio:.2f}x dense ({self.result.dense_perplexity:.2f}), "
+            f"sparsity {self.result.achieved_sparsity:.3f} of {sparsity:g} asked, "
             f"on {self.result.tokens} held-out calibration tokens"
         )
         if self.passed:
             return f"check: {found}"
-        return (
-            f"warning: sparsity {sparsity:g} is too high for this model ({found}, limit {LIMIT:g}x); "
-            f"about {self.suggestion:g} stays within it"
+        lower = (
+            f"about {self.suggestion:g} stays within it" if self.suggestion else "no lower level that was tried stays within it"
         )
+        return f"warning: sparsity {sparsity:g} is too high for this model ({found}, limit {LIMIT:g}x); {lower}"
 
 
 def quick_check(model: PreTrainedModel, calibration: Calibration) -> Check:
@@ -49,7 +51,8 @@ def quick_check(model: PreTrainedModel, calibration: Calibration) -> Check:
     worse, try lower levels with thresholds from the histograms until one is not. The model is left as it was.
     """
     windows = calibration.heldout[: max(1, TOKENS // calibration.meta.seq_len)]
-    result = evaluate(model, windows, label="check")
+    policy = TokenPolicy("all", sink_tokens=calibration.meta.sink_tokens)
+    result = evaluate(model, windows, policy, label="check")
     dense = result.dense_perplexity or result.perplexity
     ratio = result.perplexity / dense
     if ratio <= LIMIT:
@@ -65,7 +68,7 @@ def quick_check(model: PreTrainedModel, calibration: Calibration) -> Check:
                 for name in unit_members(model)
             }
             relevel(model, calibration, kept)
-            lower = evaluate(model, windows, against_dense=False, label=f"check {level:g}")
+            lower = evaluate(model, windows, policy, against_dense=False, label=f"check {level:g}")
             if lower.perplexity <= LIMIT * dense:
                 return Check(result, ratio, level)
     finally:

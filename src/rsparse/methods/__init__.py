@@ -23,7 +23,7 @@ class Method(Protocol):
 
 def names() -> list[str]:
     """Methods that have a file here."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "uniform")
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def make_recipe(model: PreTrainedModel, method: str, sparsity: float, **options: Any) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rsparse.methods.uniform import uniform_recipe
+from rsparse.methods._uniform import uniform_recipe
 from rsparse.recipe import Recipe
 
 if TYPE_CHECKING:

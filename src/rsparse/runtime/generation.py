@@ -73,7 +73,10 @@ def generate(
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     if ignore_eos:
         sampling["eos_token_id"] = None
-    policy = state(model).policy.using(token_policy or TokenPolicy("decode")) if is_sparse(model) else contextlib.nullcontext()
+    policy: Any = contextlib.nullcontext()
+    if is_sparse(model):
+        # By length, not by shape of call: a prompt's last piece may be a single token.
+        policy = state(model).policy.using(token_policy or TokenPolicy("decode"), encoded["attention_mask"].sum(1))
     device = next(model.parameters()).device
     with policy, torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=temperature > 0):
         if temperature:

@@ -1,0 +1,33 @@
+"""What a record says of a model and of a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rsparse.sparse_model import is_sparse, state
+
+
+def short(name: str) -> str:
+    """A model or text by name, without this machine's folders."""
+    path = Path(name)
+    return path.name if path.exists() else name
+
+
+def sparse_config(model: Any) -> dict[str, Any]:
+    """The record's config fields that a sparse model knows of itself."""
+    if not is_sparse(model):
+        return {"method": "dense", "sparsity": 0.0}
+    recipe = state(model).recipe
+    units = list(recipe.units.values())
+    return {
+        "method": recipe.method,
+        "sparsity": round(recipe.sparsity, 6),
+        "rho": sorted({unit.rho for unit in units}),
+        "criterion": sorted({unit.criterion for unit in units}),
+        "grouping": recipe.grouping,
+        "fit": recipe.fit,
+        "rank_share": round(sum(u.lowrank_size for u in units) / max(1.0, sum((1 - u.sparsity) * u.size for u in units)), 6),
+        "recipe_sha": recipe.sha(),
+        "calibration": recipe.calibration,
+    }
