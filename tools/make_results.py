@@ -84,8 +84,28 @@ def page(cells: dict[str, dict[str, Any]]) -> str:
     for level in sorted({level_of(name) for name in cells} - {0.0}):
         names = ["dense", *(name for name in cells if level_of(name) == level)]
         lines += [f"### {level:.0%} asked", "", *table(cells, sorted(names, key=order), first_windows=level == 0.5), ""]
-    lines += ["![perplexity over bytes](uniform.png)", "", f"Command: `{record['run']['command']}`", ""]
+    lines += ["![perplexity over bytes](uniform.png)", ""]
+    lines += [f"Command, for each of `--levels 0.4`, `0.5`, `0.6`: `{record['run']['command']}`", "", *other_models()]
     return "\n".join(lines)
+
+
+def other_models() -> list[str]:
+    """One small evaluation of each model in results/models/."""
+    lines = ["## Other models", "", "Small runs: does the path work there, and what does a level cost?", ""]
+    lines += [
+        "| model | method | grouping | scored tokens | dense | perplexity | KL | achieved sparsity | bytes read |",
+        "|---" * 9 + "|",
+    ]
+    for path in sorted((ROOT / "results" / "models").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        config, m = record["config"], record["metrics"]
+        lines.append(
+            f"| {config['model']} | {config['method']}, rho {config['rho'][0]:g} | {config['grouping']} | {m['tokens']} of "
+            f"{config['data']}, policy {config['token_policy']} | {m['dense_perplexity']:.2f} | {m['perplexity']:.2f} | "
+            f"{m['kl_to_dense']:.3f} | {m['achieved_sparsity']:.3f} | {m['bytes_per_token'] / m['dense_bytes_per_token']:.1%} |"
+        )
+    note = "Dequantised from 4 bit, fp32, calibrated on 8192 tokens of C4, thresholds solved on 4096; `ck-` is the checkpoint."
+    return [*lines, "", note, ""]
 
 
 def order(name: str) -> tuple[int, str]:
@@ -102,7 +122,8 @@ def protocol(cells: dict[str, dict[str, Any]]) -> str:
         f"Token policy `{config['token_policy']}`, {config['sink_tokens']} sink token; windows of {config['seq_len']} tokens; "
         f"scored {tokens['wikitext2-test.txt']:,} tokens of WikiText-2 raw test and {tokens['c4-short.jsonl']:,} of C4. "
         f"Calibrated on other C4 documents ({calibrated}). KL is to the dense model, nats a token. MB a token: the "
-        f"weights that one decoded token reads, head included, in {config['dtype']}."
+        f"weights that one decoded token reads, head included, in {config['dtype']}. Texts are plain streams, cut as they "
+        "are; thresholds are solved on all calibration tokens (the command line's default is 8192 of them)."
     )
 
 
