@@ -15,9 +15,8 @@ from rsparse.calibration import TextSource, calibrate
 from rsparse.calibration.windows import make_windows
 from rsparse.checkpoint import from_pretrained
 from rsparse.conversion import sparsify
-from rsparse.evaluation.describe import short, sparse_config
+from rsparse.evaluation.describe import backend, model_config, short
 from rsparse.evaluation.perplexity import evaluate
-from rsparse.fingerprint import weights_sha
 from rsparse.methods import make_recipe
 from rsparse.records import Run, write
 from rsparse.sparse_model import densify, is_sparse
@@ -66,7 +65,6 @@ def main() -> None:
     args = parser.parse_args()
 
     model, tokenizer = from_pretrained(args.model, dtype=args.dtype, device=args.device)
-    sha = weights_sha(model)
     texts = {
         short(name): make_windows(TextSource(name).documents(), tokenizer, 512, max_windows=args.max_windows, source=name)
         for name in args.data
@@ -83,17 +81,16 @@ def main() -> None:
             timer = Run()
             result = evaluate(model, windows, TokenPolicy("all"))
             config = {
-                "model": short(args.model),
-                "weights_sha": sha,
                 "data": text,
                 "seq_len": 512,
                 "token_policy": "all",
                 "sink_tokens": 1,
-                "dtype": args.dtype,
                 "stacked": options.get("stacked", False),
             }
-            backend = "reference" if is_sparse(model) else "dense"
-            write(paths[text], timer.record(config | sparse_config(model), _rounded(result.metrics()), backend=backend))
+            write(
+                paths[text],
+                timer.record(model_config(model, args.model) | config, _rounded(result.metrics()), backend=backend(model)),
+            )
             print(f"{name:<48} {text:<20} {result.perplexity:8.3f} {result.achieved_sparsity:.4f}", flush=True)
         if is_sparse(model):
             densify(model)

@@ -23,7 +23,6 @@ from rsparse.recipe import Recipe, UnitRecipe
 from rsparse.sparse_linear import RSparseLinear
 from rsparse.sparse_model import (
     begin,
-    check_recipe,
     densify,
     install_unit,
     set_thresholds,
@@ -60,13 +59,12 @@ def sparsify(
         raise RSparseError(
             "this recipe needs a calibration: its thresholds are not solved, or its low-rank factors are fitted to data"
         )
-    check_recipe(model, recipe)
-    for unit in recipe.units.values():
-        criteria.check(unit.criterion)
-    if calibration is not None:
-        calibration.check_model(model)
     begin(model, recipe, backend)
     try:
+        for unit in recipe.units.values():
+            criteria.check(unit.criterion)
+        if calibration is not None:
+            calibration.check_model(model)
         with torch.no_grad():
             _Sparsifier(model, recipe, calibration, settle_tokens, seed).run()
     except BaseException:
@@ -196,11 +194,9 @@ def _padded(factor: Tensor, rank: int, dtype: torch.dtype) -> Tensor:
 def relevel(model: PreTrainedModel, calibration: Calibration, levels: Mapping[str, float]) -> None:
     """Move units to other kept shares by looked-up thresholds, factors and scales as they are."""
     found = state(model)
-    block_of = {site.name: index for index, block in enumerate(sites(model)) for site in block}
-    site_of = {name: site.name for block in sites(model) for site in block for name in site.linears}
+    place = {name: (index, site.name) for index, block in enumerate(sites(model)) for site in block for name in site.linears}
     thresholds = {}
     for key, members in unit_members(model).items():
-        site = site_of[found.recipe.units[key].linears[0]]
-        histogram = calibration.histogram(block_of[site], site).to(members[0].weight.device)
+        histogram = calibration.histogram(*place[found.recipe.units[key].linears[0]]).to(members[0].weight.device)
         thresholds[key] = lookup_threshold(histogram, members[0].channel_scale, levels[key])
     set_thresholds(model, thresholds)

@@ -99,6 +99,11 @@ class UnitRecipe:
         return sum(self.ranks)
 
     @property
+    def linear_ranks(self) -> tuple[int, ...]:
+        """Rank of each linear's U: that of the stacked factors for all, or its own."""
+        return self.ranks * len(self.linears) if len(self.ranks) == 1 else self.ranks
+
+    @property
     def lowrank_size(self) -> int:
         """Weights of U and V together."""
         outs = (self.out_features,) if len(self.ranks) == 1 else self.outs

@@ -53,7 +53,7 @@ class RowPolicy:
         shape: tuple[int, int],
         *,
         past: int = 0,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         position_ids: Tensor | None = None,
         device: torch.device | None = None,
     ) -> None:
@@ -61,7 +61,8 @@ class RowPolicy:
         tokens = shape[1]
         policy, kind = self.token_policy, self.token_policy.kind
         self.valid = None
-        mask = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+        # A causal mask that generate() made ahead, in four dimensions or by layer type, says nothing of padding.
+        mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
         if mask is not None:
             # A static cache's mask may be longer than what has been seen so far.
             self.valid = mask[:, past : past + tokens].bool()
@@ -100,12 +101,7 @@ class RowPolicy:
         self.set_rows(
             (inputs.shape[0], inputs.shape[1]),
             past=0 if cache is None else int(cache.get_seq_length()),
-            attention_mask=_two_dimensional(kwargs.get("attention_mask")),
+            attention_mask=kwargs.get("attention_mask"),
             position_ids=kwargs.get("position_ids"),
             device=inputs.device,
         )
-
-
-def _two_dimensional(mask: Any) -> Tensor | None:
-    """A padding mask [batch, tokens]; a causal mask that generate() made ahead says nothing of padding."""
-    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None

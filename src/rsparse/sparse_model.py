@@ -85,9 +85,8 @@ def begin(model: PreTrainedModel, recipe: Recipe, backend: str = "auto") -> Spar
 def install_unit(model: PreTrainedModel, name: str, unit: UnitRecipe, *, scaled: bool) -> list[RSparseLinear]:
     """Replace the unit's linears by sparse ones with empty factors. The first one leads: it holds what all share."""
     found = state(model)
-    ranks = unit.ranks * len(unit.linears) if len(unit.ranks) == 1 else unit.ranks
     members: list[RSparseLinear] = []
-    for linear_name, rank in zip(unit.linears, ranks, strict=True):
+    for linear_name, rank in zip(unit.linears, unit.linear_ranks, strict=True):
         linear = model.get_submodule(linear_name)
         assert isinstance(linear, nn.Linear)
         leader = members[0] if members else None

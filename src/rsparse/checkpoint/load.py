@@ -34,8 +34,8 @@ def from_pretrained(
 
     register()
     place = pick_device(device)
-    wanted = "auto" if dtype == "stored" else pick_dtype(dtype, place)
-    dispatch.resolve(backend, place, pick_dtype("auto" if dtype == "stored" else dtype, place))
+    expected = pick_dtype("auto" if dtype == "stored" else dtype, place)
+    dispatch.resolve(backend, place, expected)
     source, extra = _locate(str(name))
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -44,7 +44,12 @@ def from_pretrained(
         config = None if extra else _config(source)
         if config is not None:
             _check_config(config)
-        loading: Any = {"dtype": wanted, "output_loading_info": True, **extra, **_dequantised(extra)}
+        loading: Any = {
+            "dtype": "auto" if dtype == "stored" else expected,
+            "output_loading_info": True,
+            **extra,
+            **_dequantised(extra),
+        }
         model: Any
         info: dict[str, Any]
         model, info = AutoModelForCausalLM.from_pretrained(source, **loading)  # type: ignore[misc]

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 METHOD = "rsparse"
-SCALED = "scaled_units"
 
 
 class RSparseConfig(QuantizationConfigMixin):
@@ -81,8 +80,7 @@ class RSparseQuantizer(HfQuantizer):
 
 def _check_shapes(name: str, unit: UnitRecipe, members: list[RSparseLinear]) -> None:
     """Some versions of transformers take a tensor of another shape without a word."""
-    ranks = unit.ranks * len(members) if len(unit.ranks) == 1 else unit.ranks
-    for member, rank in zip(members, ranks, strict=True):
+    for member, rank in zip(members, unit.linear_ranks, strict=True):
         wanted = {"U": (member.out_features, rank), "V": (member.in_features, rank), "channel_scale": (member.in_features,)}
         for key, shape in wanted.items():
             tensor = getattr(member, key)

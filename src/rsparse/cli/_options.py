@@ -77,11 +77,13 @@ def calibrate(args: argparse.Namespace, model: Any, tokenizer: Any, data: str, o
     )  # fmt: skip
 
 
-def write_record(args: argparse.Namespace, record: dict[str, Any]) -> None:
+def write_record(args: argparse.Namespace, run: Any, model: Any, config: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """With --json, write the record of `run`: what `model` is, what else was set, and what came out."""
     if args.json is not None:
+        from rsparse.evaluation.describe import backend, model_config
         from rsparse.records import write
 
-        write(args.json, record)
+        write(args.json, run.record(model_config(model, args.model) | config, metrics, backend=backend(model)))
 
 
 def check_out(args: argparse.Namespace) -> None:

@@ -35,8 +35,6 @@ def run(args: argparse.Namespace) -> None:
     from rsparse.calibration.windows import make_windows
     from rsparse.checkpoint import save_pretrained
     from rsparse.conversion import sparsify
-    from rsparse.evaluation.describe import short, sparse_config
-    from rsparse.fingerprint import weights_sha
     from rsparse.methods import make_recipe
     from rsparse.records import Run
     from rsparse.sparse_model import densify, state
@@ -73,17 +71,10 @@ def run(args: argparse.Namespace) -> None:
     plot_recipe(state(model).recipe, args.out / "recipe.png")
     print(f"\nsaved the R-Sparse checkpoint and recipe.png to {args.out}/; try\n  rsparse show {args.out}")
     print(f"  rsparse generate {args.out} --chat --prompt 'Why is the sky blue?'")
-    config = {
-        "model": short(args.model),
-        "weights_sha": weights_sha(model),
-        "data": "bundled:test",
-        "token_policy": "all",
-        "seq_len": SEQ_LEN,
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
+    config = {"data": "bundled:test", "token_policy": "all", "seq_len": SEQ_LEN}
     dense, sparse = rows["dense"]["tokens_per_second"], rows["R-Sparse"]["tokens_per_second"]
     metrics = rows["R-Sparse"] | {"dense_tokens_per_second": dense, "speedup": sparse / dense, "rows": rows}
-    options.write_record(args, timer.record(config | sparse_config(model), metrics, backend=state(model).backend))
+    options.write_record(args, timer, model, config, metrics)
 
 
 def _measure(model: Any, tokenizer: Any, windows: Any, label: str) -> dict[str, Any]:

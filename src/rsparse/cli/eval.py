@@ -26,11 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from rsparse.calibration.text import TextSource, wikitext_join
     from rsparse.calibration.windows import make_windows
-    from rsparse.evaluation.describe import short, sparse_config
+    from rsparse.evaluation.describe import short
     from rsparse.evaluation.perplexity import evaluate
-    from rsparse.fingerprint import weights_sha
     from rsparse.records import Run
-    from rsparse.sparse_model import is_sparse, state
+    from rsparse.sparse_model import is_sparse
     from rsparse.token_policy import TokenPolicy
 
     timer = Run()
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     policy = TokenPolicy.parse(args.token_policy, args.sink_tokens)
     if args.max_tokens is not None and args.max_tokens < args.seq_len:
         raise RSparseError(f"--max-tokens {args.max_tokens} is less than one window of --seq-len {args.seq_len}")
-    documents = list(TextSource(args.perplexity).documents()) if args.wikitext_join else TextSource(args.perplexity).documents()
+    documents = TextSource(args.perplexity).documents()
     if args.wikitext_join:
         if not args.perplexity.endswith(".txt"):
             raise RSparseError("--wikitext-join is for a .txt file with WikiText's lines")
@@ -57,14 +56,10 @@ def run(args: argparse.Namespace) -> None:
         print(f"achieved sparsity {result.achieved_sparsity:.4f} of the blocks' linears, {rows}")
         print(f"bytes per token   {result.bytes_per_token:,} of {result.dense_bytes_per_token:,} ({share:.1%}, head included)")
     config = {
-        "model": short(args.model),
-        "weights_sha": weights_sha(model),
         "data": short(args.perplexity),
         "seq_len": args.seq_len,
         "wikitext_join": args.wikitext_join,
         "token_policy": str(policy),
         "sink_tokens": policy.sink_tokens,
-        "dtype": str(model.dtype).removeprefix("torch."),
     }
-    backend = state(model).backend if is_sparse(model) else "dense"
-    options.write_record(args, timer.record(config | sparse_config(model), result.metrics(), backend=backend))
+    options.write_record(args, timer, model, config, result.metrics())

@@ -83,10 +83,6 @@ class _Session:
         return result
 
     def _report(self) -> None:
-        from rsparse.evaluation.describe import short, sparse_config
-        from rsparse.fingerprint import weights_sha
-        from rsparse.sparse_model import is_sparse, state
-
         new = sum(result.new_tokens for result in self.results)
         steps = sum(result.new_tokens - len(result.texts) for result in self.results)
         seconds = sum(result.decode_seconds for result in self.results)
@@ -94,10 +90,7 @@ class _Session:
         if rate is not None:
             options.say(f"{new} tokens, {rate:.1f} tokens/s after the first of each")
         config = {
-            "model": short(self.args.model),
-            "weights_sha": weights_sha(self.model) if self.args.json else None,
             "token_policy": self.args.token_policy,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
             "batch": len(self.results[0].texts) if self.results else 0,
             "prompt_tokens": sum(result.prompt_tokens for result in self.results),
             "new_tokens": new,
@@ -107,8 +100,7 @@ class _Session:
             "tokens_per_second": rate,
             "texts": [text for result in self.results for text in result.texts],
         }
-        backend = state(self.model).backend if is_sparse(self.model) else "dense"
-        options.write_record(self.args, self.timer.record(config | sparse_config(self.model), metrics, backend=backend))
+        options.write_record(self.args, self.timer, self.model, config, metrics)
 
 
 def _typed_turns() -> Any:

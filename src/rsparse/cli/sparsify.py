@@ -39,10 +39,9 @@ def run(args: argparse.Namespace) -> None:
     from rsparse.calibration.text import DEFAULT
     from rsparse.checkpoint import save_pretrained
     from rsparse.conversion import needs_calibration, sparsify
-    from rsparse.evaluation.describe import short, sparse_config
     from rsparse.fingerprint import weights_sha
     from rsparse.records import Run
-    from rsparse.sparse_model import check_recipe, is_sparse, state
+    from rsparse.sparse_model import check_recipe, is_sparse
 
     timer = Run()
     options.check_out(args)
@@ -69,8 +68,7 @@ def run(args: argparse.Namespace) -> None:
         options.say(check.line(recipe.sparsity))
         metrics = check.result.metrics()
     save_pretrained(model, args.out, tokenizer, overwrite=args.overwrite)
-    config = {"model": short(args.model), "weights_sha": weights_sha(model), "token_policy": "all"}
-    options.write_record(args, timer.record(config | sparse_config(model), metrics, backend=state(model).backend))
+    options.write_record(args, timer, model, {"token_policy": "all"}, metrics)
     options.say(f"{args.out}: {recipe.method} at sparsity {recipe.sparsity:g}; try `rsparse generate {args.out} --prompt ...`")
 
 

@@ -73,5 +73,4 @@ def quick_check(model: PreTrainedModel, calibration: Calibration) -> Check:
                 return Check(result, ratio, level)
     finally:
         set_thresholds(model, {name: recipe.units[name].threshold or 0.0 for name in unit_members(model)})
-        state(model).recipe = recipe
     return Check(result, ratio, 0.0)

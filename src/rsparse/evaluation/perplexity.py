@@ -79,13 +79,13 @@ def evaluate(
                 totals["nll"].append(token_nll(model, ids)[:, first:])
             bar.update(len(ids))
     joined = {name: torch.cat(parts).double() for name, parts in totals.items() if parts}
-    nll = joined["nll"]
+    nll, dense_bytes = joined["nll"], dense_bytes_per_token(model)
     result: dict[str, Any] = {
         "perplexity": _exp(nll),
         "tokens": nll.numel(),
         "window_nll": [round(value, 5) for value in nll.mean(1).tolist()],
-        "dense_bytes_per_token": dense_bytes_per_token(model),
-        "bytes_per_token": dense_bytes_per_token(model),
+        "dense_bytes_per_token": dense_bytes,
+        "bytes_per_token": dense_bytes,
     }
     if is_sparse(model):
         total, by_unit = achieved_sparsity(model, meter)
