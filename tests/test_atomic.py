@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 import pytest
 
-from rsparse.atomic import check_target, disk_errors, new_folder, write_text
+from rsparse.atomic import check_target, disk_errors, new_file, new_folder, write_text
 from rsparse.errors import RSparseError
 
 
@@ -183,3 +184,29 @@ def test_overwrite_of_a_link_to_a_folder_leaves_no_trace(tmp_path):
         (staging / "new").write_text("2")
     assert names(tmp_path / "out") == ["new"]
     assert names(tmp_path) == ["out", "real"]
+
+
+def test_a_failed_new_file_leaves_the_old_one_and_nothing_else(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"old")
+
+    def cut_short():
+        with new_file(tmp_path / "a.png") as aside:
+            aside.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        cut_short()
+    assert names(tmp_path) == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == b"old"
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    old = os.umask(0o022)
+    try:
+        with new_folder(tmp_path / "out") as staging:
+            (staging / "weights").write_bytes(b"1")
+            (staging / "weights").chmod(0o600)  # as safetensors leaves it
+        write_text(tmp_path / "a.json", "{}")
+    finally:
+        os.umask(old)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("out/weights", "a.json")] == [0o644, 0o644]

@@ -13,21 +13,30 @@ from pathlib import Path
 from rsparse.errors import RSparseError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write aside, fsync, rename: a reader sees the old file or the whole new one."""
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file aside that takes `path`'s name when the block ends well, and vanishes when it does not.
+
+    A reader sees the old file or the whole new one.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(descriptor)
+        aside = Path(name)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(aside, 0o666 & ~_umask())
+            yield aside
+            _finish(aside)
             os.replace(aside, path)
         except BaseException:
-            os.unlink(aside)
+            aside.unlink(missing_ok=True)
             raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all."""
+    with new_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -44,7 +53,8 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         try:
             os.chmod(staging, 0o777 & ~_umask())
             yield staging
-            _sync(staging)
+            for file in filter(Path.is_file, staging.rglob("*")):
+                _finish(file)
             old = None
             if path.exists():
                 old = staging.with_name(staging.name.replace(".partial-", ".old-"))
@@ -101,14 +111,14 @@ def disk_error(path: Path, error: OSError) -> RSparseError:
     return RSparseError(f"cannot write {path}: {error.strerror or error}")
 
 
-def _sync(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+def _finish(file: Path) -> None:
+    """To the disk, and readable by whom the umask says: mkstemp and safetensors let nobody else read."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.chmod(file, 0o666 & ~_umask())
 
 
 def _umask() -> int:

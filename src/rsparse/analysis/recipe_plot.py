@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rsparse.analysis.recipe_table import by_kind
-from rsparse.atomic import disk_errors
+from rsparse.atomic import new_file
 from rsparse.errors import RSparseError
 from rsparse.recipe import Recipe
 
@@ -60,7 +60,6 @@ def plot_recipe(recipe: Recipe, path: Path) -> None:
     figure.suptitle(
         f"{recipe.method} recipe for {name}: asked sparsity {recipe.sparsity:.2f}, grouping {recipe.grouping}", fontsize=10
     )
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, format=path.suffix[1:].lower() or "png")
+    with new_file(path) as aside:
+        figure.savefig(aside, dpi=150, format=path.suffix[1:].lower() or "png")
     plt.close(figure)
