@@ -210,3 +210,29 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path):
     finally:
         os.umask(old)
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("out/weights", "a.json")] == [0o644, 0o644]
+
+
+def test_a_failed_write_leaves_no_new_folders(tmp_path):
+    (tmp_path / "there").mkdir()
+
+    def fail(make):
+        with make(tmp_path / "there" / "a" / "b" / "out") as aside:
+            assert aside.parent.is_dir()
+            raise ValueError("stop")
+
+    for make in (new_file, new_folder):
+        with pytest.raises(ValueError, match="stop"):
+            fail(make)
+        assert names(tmp_path) == ["there"]
+        assert names(tmp_path / "there") == []
+
+
+def test_a_folder_that_others_use_by_now_stays(tmp_path):
+    def fail():
+        with new_file(tmp_path / "a" / "b" / "out"):
+            (tmp_path / "a" / "theirs").write_text("1")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
+    assert names(tmp_path / "a") == ["theirs"]

@@ -150,3 +150,17 @@ def test_hub_data_without_text(monkeypatch):
     refused("owner/data", "no text")
     monkeypatch.setattr(datasets, "load_dataset", Hub([{"text": ["a", "b"]}]))
     refused("owner/data", "owner/data.*'text'")
+
+
+def test_check_reads_the_first_document_alone(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n{"txt": 3}\n')
+    TextSource(str(path)).check()
+    path.write_text('{"txt": 3}\n{"text": "fine"}\n')
+    with pytest.raises(RSparseError, match="line 1"):
+        TextSource(str(path)).check()
+
+
+def test_check_leaves_the_hub_alone(monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **options: pytest.fail("asked the Hub"))
+    TextSource("allenai/c4:en").check()

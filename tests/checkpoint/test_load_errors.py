@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import struct
 
 import pytest
 import torch
@@ -66,7 +68,29 @@ def test_a_missing_shard(folder, shard):
 def test_a_truncated_shard(folder, shard, bytes_left):
     path = folder / shard
     path.write_bytes(path.read_bytes()[:bytes_left])
-    refused("cannot load|damaged|cut short", folder)
+    refused(rf"model/{re.escape(shard)} is cut short; copy or make it again", folder)
+
+
+@pytest.mark.parametrize("bytes_left", [5, -100])
+def test_a_truncated_dense_model(tmp_path, bytes_left):
+    path = dense_folder(tmp_path / "model") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:bytes_left])
+    refused(r"model/model\.safetensors is cut short; copy or make it again", tmp_path / "model")
+
+
+@pytest.mark.parametrize("header", [b"{", b"[1]", b"3", b'{"a": 3}', b'{"a": {"data_offsets": []}}', b"\xff\xfe"])
+def test_a_shard_that_is_no_safetensors_file(folder, header):
+    path = folder / OWN
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(64))
+    refused(r"rsparse\.safetensors is damaged: it has no safetensors header", folder)
+
+
+def test_a_shard_without_tensors_is_whole(folder):
+    """A recipe without factors and scales has one."""
+    from rsparse.shards import check_shards
+
+    (folder / OWN).write_bytes(struct.pack("<Q", 2) + b"{}")
+    assert check_shards(folder) == [folder / WEIGHTS, folder / OWN]
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "tokenizer.json"])

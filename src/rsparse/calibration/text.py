@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsparse.errors import RSparseError
+from rsparse.quiet import quiet_hub
 
 BUNDLED = "bundled"
 DEFAULT = "allenai/c4:en"
@@ -29,18 +30,30 @@ class TextSource:
         if empty:
             raise RSparseError(f"{self.name}: there is no text in it")
 
+    def check(self) -> None:
+        """Read the first document, unless that is on the Hub: before hours of work, not after. Raises RSparseError."""
+        if not self._on_hub:
+            next(self.documents())
+
+    @property
+    def _on_hub(self) -> bool:
+        path = Path(self.name)
+        if self.name.partition(":")[0] == BUNDLED or path.suffix in (".txt", ".jsonl") or path.is_file():
+            return False
+        return "/" in self.name and not path.is_absolute() and not self.name.startswith(".")
+
     def _read(self) -> Iterator[str]:
         path = Path(self.name)
-        if self.name.partition(":")[0] == BUNDLED:
+        if self._on_hub:
+            yield from _read_hub(self.name)
+        elif self.name.partition(":")[0] == BUNDLED:
             yield from bundled(self.name.partition(":")[2] or "train")
         elif path.suffix == ".jsonl":
             yield from _read_jsonl(path)
         elif path.is_file():
             yield _read_file(path)
-        elif "/" not in self.name or path.suffix == ".txt" or path.is_absolute() or self.name.startswith("."):
-            raise RSparseError(f"text file {self.name} does not exist")
         else:
-            yield from _read_hub(self.name)
+            raise RSparseError(f"text file {self.name} does not exist")
 
 
 def bundled(split: str = "train") -> Iterator[str]:
@@ -93,7 +106,8 @@ def _read_hub(name: str) -> Iterator[str]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(dataset, config or None, split=split or "train", streaming=True)
+        with quiet_hub():
+            rows = load_dataset(dataset, config or None, split=split or "train", streaming=True)
         for row in rows:
             if not isinstance(row["text"], str):
                 raise KeyError("text")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import torch
 from rsparse.errors import RSparseError
 from rsparse.models import spec_for
 from rsparse.ops import dispatch
+from rsparse.quiet import quiet_loading
+from rsparse.shards import check_gguf, check_shards
 from rsparse.sparse_model import is_sparse, set_backend
 
 EMBEDDED = "smollm2-135m"
@@ -28,7 +29,7 @@ def from_pretrained(
     dtype: `auto` is float32 on a CPU and bfloat16 on a GPU, `stored` is the checkpoint's own. A GGUF file is
     dequantised. Raises RSparseError where the model is missing, damaged, or of an architecture that rsparse lacks.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rsparse.checkpoint.quantizer import register
 
@@ -37,31 +38,27 @@ def from_pretrained(
     expected = pick_dtype("auto" if dtype == "stored" else dtype, place)
     dispatch.resolve(backend, place, expected)
     source, extra = _locate(str(name))
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        config = None if extra else _config(source)
-        if config is not None:
-            _check_config(config)
-        loading: Any = {
-            "dtype": "auto" if dtype == "stored" else expected,
-            "output_loading_info": True,
-            **extra,
-            **_dequantised(extra),
-        }
-        model: Any
-        info: dict[str, Any]
-        model, info = AutoModelForCausalLM.from_pretrained(source, **loading)  # type: ignore[misc]
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        with quiet_loading():
+            config = None if extra else _config(source)
+            if config is not None:
+                _check_config(config)
+            loading: Any = {
+                "dtype": "auto" if dtype == "stored" else expected,
+                "output_loading_info": True,
+                **extra,
+                **_dequantised(extra),
+            }
+            model: Any
+            info: dict[str, Any]
+            model, info = AutoModelForCausalLM.from_pretrained(source, **loading)  # type: ignore[misc]
+            tokenizer = AutoTokenizer.from_pretrained(source, **extra)
     except RSparseError:
         raise
     except Exception as error:
+        if extra:
+            check_gguf(Path(source) / extra["gguf_file"])
         raise _loading_error(str(name), error) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
     _check_loaded(str(name), model, config, info)
     model.eval()
     if extra:  # plain tensors by now; nothing of the file format is left to save
@@ -124,25 +121,11 @@ def _locate(name: str) -> tuple[str, dict[str, str]]:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise RSparseError(f"{name} is not a model: it has no config.json")
-        _check_shards(path)
+        check_shards(path)
         return name, {}
     if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise RSparseError(f"model {name} is neither a folder nor a .gguf file")
     return name, {}
-
-
-def _check_shards(folder: Path) -> None:
-    """transformers would load what is there and leave the rest random."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise RSparseError(f"{index} is damaged: {error}") from error
-    for shard in sorted(shards):
-        if not (folder / shard).is_file():
-            raise RSparseError(f"checkpoint {folder} lacks its file {shard}")
 
 
 def _config(source: str) -> Any:

@@ -14,13 +14,13 @@ from torch import Tensor
 from rsparse.atomic import check_target, new_folder, write_text
 from rsparse.checkpoint.quantizer import RSparseConfig
 from rsparse.errors import RSparseError
+from rsparse.shards import INDEX_FILE, LONE_FILE
 from rsparse.sparse_linear import RSparseLinear
 from rsparse.sparse_model import is_sparse, state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-INDEX_FILE = "model.safetensors.index.json"
 OWN_SHARD = "rsparse.safetensors"
 
 
@@ -99,7 +99,7 @@ def _index(staging: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     shard = "model-00001-of-00001.safetensors"
-    os.rename(staging / "model.safetensors", staging / shard)
+    os.rename(staging / LONE_FILE, staging / shard)
     with safe_open(staging / shard, framework="pt") as file:
         names = list(file.keys())
     return {"metadata": {"total_size": (staging / shard).stat().st_size}, "weight_map": dict.fromkeys(names, shard)}

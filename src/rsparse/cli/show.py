@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> None:
         _show_calibration(path)
         return
     recipe = read_recipe(path)
+    if path.is_dir():
+        _check_weights(path)
     print(f"{recipe.method} for {recipe.model or recipe.model_type}, grouping {recipe.grouping}, low-rank fit {recipe.fit}")
     print(f"asked sparsity {recipe.sparsity:.4f} over {len(recipe.units)} units, thresholds {_settled(recipe)}")
     print()
@@ -61,6 +63,14 @@ def read_recipe(path: Path) -> Recipe:
     if quantization.get("quant_method") != "rsparse":
         raise RSparseError(f"{path} is a dense model: its config.json has no rsparse recipe")
     return Recipe.from_dict(quantization.get("recipe"), where=f"recipe in {path / 'config.json'}")
+
+
+def _check_weights(folder: Path) -> None:
+    """A recipe whose weights are gone or cut short is no checkpoint; reads headers alone."""
+    from rsparse.shards import check_shards
+
+    if not check_shards(folder):
+        raise RSparseError(f"checkpoint {folder} has neither model.safetensors nor its index; copy or make it again")
 
 
 def _settled(recipe: Recipe) -> str:

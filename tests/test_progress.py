@@ -1,0 +1,67 @@
+"""Lines for logs, a bar for terminals."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from rsparse import progress as module
+from rsparse.progress import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves."""
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def count(bar, clock, steps, seconds):
+    with bar:
+        for _ in range(steps):
+            clock[0] += seconds
+            bar.update()
+
+
+def test_short_work_writes_nothing_into_a_log(capsys, clock):
+    count(progress(10, "sparsify"), clock, 10, 2)
+    assert capsys.readouterr().err == ""
+
+
+def test_long_work_writes_a_line_now_and_then(capsys, clock):
+    count(progress(100, "calibrate", unit="window"), clock, 40, 2)  # 80 seconds
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "calibrate: 15/100 windows, 0.5 windows/s, 02:50 left",
+        "calibrate: 30/100 windows, 0.5 windows/s, 02:20 left",
+    ]
+
+
+def test_slow_steps_write_a_line_each(capsys, clock):
+    count(progress(3, "sparsify", unit="block"), clock, 3, 200)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"sparsify: {done}/3 blocks" for done in (1, 2, 3)]
+
+
+def test_updates_count_what_they_say(capsys, clock):
+    with progress(64, "wikitext", unit="window") as bar:
+        clock[0] += 60
+        bar.update(16)
+    assert capsys.readouterr().err == "wikitext: 16/64 windows, 0.267 windows/s, 03:00 left\n"
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress(4, "sparsify", unit="block") as bar:
+        bar.update(4)
+    assert "100%" in stream.getvalue()
+    assert "4/4" in stream.getvalue()
