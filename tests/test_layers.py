@@ -22,7 +22,7 @@ LEVELS = [
     ["search", "compensation", "checkpoint", "runtime", "conversion"],
     ["sparse_linear", "sparse_model", "bytes_read", "calibration", "models", "losses"],
     ["criteria", "lowrank", "ops", "row_policy", "meter"],
-    ["recipe", "schema", "token_policy", "atomic", "errors", "progress", "fingerprint", "records"],
+    ["recipe", "schema", "token_policy", "atomic", "errors", "progress", "fingerprint", "records", "quiet", "shards"],
 ]
 HEIGHT = {name: len(LEVELS) - level for level, names in enumerate(LEVELS) for name in names}
 

@@ -12,13 +12,13 @@ from tests.support.tolerance import assert_close_rms
 
 @pytest.mark.parametrize("slice_rows", [5, 1000])
 @pytest.mark.parametrize("model_type", supported_model_types())
-def test_token_nll_is_that_of_the_models_logits(monkeypatch, model_type, slice_rows):
+def test_nll_is_that_of_the_models_logits(monkeypatch, model_type, slice_rows):
     model, ids = tiny_model(model_type), token_ids(3, 12)
-    monkeypatch.setattr(losses, "LOGIT_ELEMENTS", slice_rows * model.config.vocab_size)
+    monkeypatch.setattr(losses, "LOGIT_ELEMENTS", {"cpu": slice_rows * model.config.vocab_size})
     with torch.no_grad():
         logits = model(ids).logits  # Gemma-2's with its soft cap
         expected = -logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
-        found = losses.token_nll(model, ids)
+        found = losses.nll_of(model, ids, losses.hidden_states(model, ids))
     assert (found.shape, found.dtype) == ((3, 11), torch.float32)
     assert_close_rms(found, expected, torch.float32)
 
@@ -26,7 +26,7 @@ def test_token_nll_is_that_of_the_models_logits(monkeypatch, model_type, slice_r
 @pytest.mark.parametrize("slice_rows", [5, 1000])
 def test_compare_against_whole_logits(monkeypatch, slice_rows):
     model, ids = tiny_model("gemma2"), token_ids(2, 12)
-    monkeypatch.setattr(losses, "LOGIT_ELEMENTS", slice_rows * model.config.vocab_size)
+    monkeypatch.setattr(losses, "LOGIT_ELEMENTS", {"cpu": slice_rows * model.config.vocab_size})
     with torch.no_grad():
         dense = losses.hidden_states(model, ids)
         sparse = dense + 0.3 * torch.randn(dense.shape, generator=torch.Generator().manual_seed(0))
@@ -48,7 +48,7 @@ def test_mean_nll_is_transformers_loss(model_type):
     model, ids = tiny_model(model_type), token_ids(3, 12, seed=4)
     with torch.no_grad():
         expected = model(ids, labels=ids).loss
-        found = losses.token_nll(model, ids).mean()
+        found = losses.nll_of(model, ids, losses.hidden_states(model, ids)).mean()
     assert_close_rms(found, expected, torch.float32)
 
 

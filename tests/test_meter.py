@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 
 from rsparse.meter import SparsityMeter
+from rsparse.row_policy import RowPolicy
 
 # 2 sequences of 3 tokens, 4 channels: 1, 2, 3 and 4, 0, 2 kept
 MASK = torch.tensor(
@@ -14,8 +15,10 @@ MASK = torch.tensor(
 
 
 def share(sparse, valid, mask=MASK):
+    policy = RowPolicy()
+    policy.sparse, policy.valid = sparse, valid
     meter = SparsityMeter()
-    meter.add("u", mask, sparse, valid)
+    meter.add("u", mask.sum(-1), 4, *policy.counted(mask.shape[:-1]))
     return meter.kept_share("u"), meter.sparse_rows
 
 
@@ -37,9 +40,9 @@ def test_padding_does_not_count():
 
 def test_calls_add_up_and_units_stay_apart():
     meter = SparsityMeter()
-    meter.add("a", MASK, True, None)
-    meter.add("a", MASK[:, :1], True, None)
-    meter.add("b", MASK[:1], True, None)
+    meter.add("a", MASK.sum(-1), 4, None, 6)
+    meter.add("a", MASK[:, :1].sum(-1).float(), 4, None, torch.tensor(2))
+    meter.add("b", MASK[:1].sum(-1), 4, None, 3)
     assert meter.kept_share("a") == (12 + 5) / (8 * 4)
     assert meter.kept_share("b") == 6 / 12
     assert meter.channels == {"a": 4, "b": 4}

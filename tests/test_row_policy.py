@@ -144,6 +144,40 @@ def test_prompt_lengths_split_prompt_and_continuation_in_one_call():
     assert torch.equal(decided(policy, 6), rows(".xxxxx", ".xxxxx"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (TokenPolicy("all"), rows(".xxx..", ".xxxxx")),
+        (TokenPolicy("last_fraction", 0.5), rows("..xx..", "...xxx")),  # of 4 and of 6 tokens
+        (TokenPolicy("last_fraction", 0.1), rows("...x..", ".....x")),
+        (TokenPolicy("decode"), rows("...x..", "..xxxx")),  # prompts of 3 and 2
+        (TokenPolicy("dense"), rows("......", "......")),
+    ],
+)
+def test_lengths_say_what_is_padding_on_the_right(kind, expected):
+    policy = RowPolicy()
+    prompts = torch.tensor([3, 2]) if kind.kind == "decode" else None
+    with policy.using(kind, prompts, torch.tensor([4, 6])):
+        assert torch.equal(decided(policy, 6, where=RIGHT), expected)
+        assert torch.equal(policy.valid, RIGHT)
+        decided(policy, 4, past=2)
+        assert torch.equal(policy.valid, RIGHT[:, 2:])
+        # A mask that comes with the call knows better.
+        decided(policy, 6, mask=LEFT)
+        assert torch.equal(policy.valid, LEFT)
+    decided(policy, 6)
+    assert policy.valid is None
+
+
+def test_lengths_are_restored_after_an_error():
+    policy = RowPolicy()
+    with policy.using(TokenPolicy(), lengths=torch.tensor([4, 6])):
+        with pytest.raises(ValueError, match="stop"), policy.using(TokenPolicy(), lengths=torch.tensor([1, 1])):
+            raise ValueError("stop")
+        decided(policy, 6)
+        assert torch.equal(policy.valid, RIGHT)
+
+
 def test_using_restores_after_an_error():
     policy = RowPolicy(TokenPolicy("all"))
     with pytest.raises(ValueError, match="stop"), policy.using(TokenPolicy("decode"), torch.tensor([1])):

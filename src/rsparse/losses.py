@@ -10,10 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rsparse.ops.compiled import Compiled
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LOGIT_ELEMENTS = 1 << 24  # 64 MiB of fp32 logits at a time: a 262k vocabulary never needs a whole window's
+# fp32 logits made at a time: 64 MiB on a CPU; 1 GiB on a GPU, where a slice of few rows is a GEMM of a bad shape.
+LOGIT_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 28}
+# Hidden states of one batch on a GPU: with less, a small model's forward pass waits for launches, a masked one's most.
+HIDDEN_ELEMENTS = 1 << 27
+
+
+def batch_tokens(model: PreTrainedModel) -> int:
+    """Tokens that evaluation runs at a time: 2048 on a CPU; on a GPU as many as keep it busy, by the hidden size."""
+    if next(model.parameters()).device.type == "cpu":
+        return 2048
+    return max(8192, HIDDEN_ELEMENTS // int(model.config.hidden_size))
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -30,13 +42,12 @@ def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def token_nll(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """−log p of each token after the first: [batch, tokens − 1] fp32. Windows carry no padding."""
-    hidden = hidden_states(model, input_ids)[:, :-1]
+def nll_of(model: PreTrainedModel, input_ids: Tensor, hidden: Tensor) -> Tensor:
+    """−log p of each token after the first, [batch, tokens − 1] fp32, from hidden [batch, tokens, hidden_size]."""
     targets = input_ids[:, 1:].flatten()
     parts = [
         F.cross_entropy(logits_of(model, rows), targets[start : start + len(rows)], reduction="none")
-        for start, rows in _slices(hidden, model)
+        for start, rows in head_slices(hidden[:, :-1], model)
     ]
     return torch.cat(parts).view(len(input_ids), -1)
 
@@ -56,20 +67,27 @@ def compare(model: PreTrainedModel, input_ids: Tensor, hidden: Tensor, dense_hid
     targets = input_ids[:, 1:].flatten()
     columns: list[list[Tensor]] = [[], [], [], []]
     dense_rows = dense_hidden[:, :-1].flatten(0, 1)
-    for start, rows in _slices(hidden[:, :-1], model):
+    for start, rows in head_slices(hidden[:, :-1], model):
         stop = start + len(rows)
-        sparse = F.log_softmax(logits_of(model, rows), dim=-1)
-        dense = F.log_softmax(logits_of(model, dense_rows[start:stop]), dim=-1)
-        columns[0].append(F.nll_loss(sparse, targets[start:stop], reduction="none"))
-        columns[1].append(F.nll_loss(dense, targets[start:stop], reduction="none"))
-        columns[2].append((dense.exp() * (dense - sparse)).sum(-1))
-        columns[3].append(sparse.argmax(-1) == dense.argmax(-1))
+        found = _columns(logits_of(model, rows), logits_of(model, dense_rows[start:stop]), targets[start:stop])
+        for column, part in zip(columns, found, strict=True):
+            column.append(part)
     shaped = [torch.cat(column).view(len(input_ids), -1) for column in columns]
     return Comparison(*shaped)
 
 
-def _slices(hidden: Tensor, model: PreTrainedModel) -> Iterator[tuple[int, Tensor]]:
-    rows = hidden.flatten(0, 1)
-    step = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
+@Compiled
+def _columns(sparse_logits: Tensor, dense_logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sparse, dense = F.log_softmax(sparse_logits, dim=-1), F.log_softmax(dense_logits, dim=-1)
+    rows = targets.unsqueeze(-1)
+    kl = (dense.exp() * (dense - sparse)).sum(-1)
+    agree = sparse.argmax(-1) == dense.argmax(-1)
+    return -sparse.gather(-1, rows).squeeze(-1), -dense.gather(-1, rows).squeeze(-1), kl, agree
+
+
+def head_slices(hidden: Tensor, model: PreTrainedModel) -> Iterator[tuple[int, Tensor]]:
+    """(first row's index, rows) of hidden [..., hidden_size], as many at a time as their logits have room for."""
+    rows = hidden.flatten(0, -2)
+    step = max(1, LOGIT_ELEMENTS.get(hidden.device.type, 1 << 24) // model.config.vocab_size)
     for start in range(0, len(rows), step):
         yield start, rows[start : start + step]

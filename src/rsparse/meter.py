@@ -11,25 +11,21 @@ class SparsityMeter:
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
-        self._rows: dict[str, Tensor] = {}
+        self._rows: dict[str, int | Tensor] = {}
         self.channels: dict[str, int] = {}
 
-    def add(self, unit: str, mask: Tensor, sparse: bool | Tensor, valid: Tensor | None) -> None:
-        """mask: [..., in], True where kept; `sparse` and `valid` as in RowPolicy, of mask's leading shape."""
-        per_row = mask.sum(-1)
-        counted = torch.ones_like(per_row, dtype=torch.bool)
-        if isinstance(sparse, Tensor):
-            counted = counted & sparse
-        if valid is not None:
-            counted = counted & valid
-        zero = torch.zeros((), dtype=torch.int64, device=mask.device)
-        self._kept[unit] = self._kept.get(unit, zero) + (per_row * counted).sum()
-        self._rows[unit] = self._rows.get(unit, zero) + counted.sum()
-        self.channels[unit] = mask.shape[-1]
+    def add(self, unit: str, counts: Tensor, channels: int, counted: Tensor | None, rows: int | Tensor) -> None:
+        """counts: [...], kept of `channels` by row; `counted` and `rows` as RowPolicy.counted gives them for that shape."""
+        kept = (counts if counted is None else counts * counted).sum(
+            dtype=torch.float64 if counts.is_floating_point() else None
+        )
+        self._kept[unit] = self._kept[unit] + kept if unit in self._kept else kept
+        self._rows[unit] = self._rows.get(unit, 0) + rows
+        self.channels[unit] = channels
 
     def kept_share(self, unit: str) -> float | None:
         """Share of `unit`'s input channels that its sparse rows kept, or None where no sparse row ran."""
-        rows = int(self._rows.get(unit, torch.zeros(())))
+        rows = int(self._rows.get(unit, 0))
         return int(self._kept[unit]) / (rows * self.channels[unit]) if rows else None
 
     @property

@@ -29,6 +29,17 @@ class RowPolicy:
         self.sparse: bool | Tensor = True
         self.valid: Tensor | None = None
         self._prompt_lengths: Tensor | None = None
+        self._lengths: Tensor | None = None
+        self._counted: tuple[Tensor | None, int | Tensor] | None = None
+
+    def counted(self, shape: torch.Size) -> tuple[Tensor | None, int | Tensor]:
+        """(mask [batch, tokens] or None for all, how many) of the rows of `shape` that are sparse and no padding: what
+        measurement counts. Made once a forward pass, for all units."""
+        if self._counted is None:
+            masks = [mask for mask in (self.sparse, self.valid) if isinstance(mask, Tensor)]
+            mask = None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
+            self._counted = mask, shape.numel() if mask is None else mask.sum()
+        return self._counted
 
     def attach(self, model: PreTrainedModel) -> None:
         """Watch the calls of `model`'s decoder stack."""
@@ -38,15 +49,18 @@ class RowPolicy:
         self._handle.remove()
 
     @contextlib.contextmanager
-    def using(self, token_policy: TokenPolicy, prompt_lengths: Tensor | None = None) -> Iterator[None]:
+    def using(
+        self, token_policy: TokenPolicy, prompt_lengths: Tensor | None = None, lengths: Tensor | None = None
+    ) -> Iterator[None]:
         """Another policy for a while. `prompt_lengths` [batch]: under `decode`, the tokens of each row that
-        are prompt, where prompt and continuation come in one call (likelihood tasks)."""
-        before = self.token_policy, self._prompt_lengths
-        self.token_policy, self._prompt_lengths = token_policy, prompt_lengths
+        are prompt, where prompt and continuation come in one call (likelihood tasks). `lengths` [batch]: the
+        tokens of each row that are not padding, where that is on the right and comes without an attention mask."""
+        before = self.token_policy, self._prompt_lengths, self._lengths
+        self.token_policy, self._prompt_lengths, self._lengths = token_policy, prompt_lengths, lengths
         try:
             yield
         finally:
-            self.token_policy, self._prompt_lengths = before
+            self.token_policy, self._prompt_lengths, self._lengths = before
 
     def set_rows(
         self,
@@ -58,6 +72,7 @@ class RowPolicy:
         device: torch.device | None = None,
     ) -> None:
         """Decide for a call of `shape` = (batch, tokens) that follows `past` cached tokens."""
+        self._counted = None
         tokens = shape[1]
         policy, kind = self.token_policy, self.token_policy.kind
         self.valid = None
@@ -66,6 +81,8 @@ class RowPolicy:
         if mask is not None:
             # A static cache's mask may be longer than what has been seen so far.
             self.valid = mask[:, past : past + tokens].bool()
+        elif self._lengths is not None:
+            self.valid = past + torch.arange(tokens, device=self._lengths.device) < self._lengths.unsqueeze(-1)
         if kind == "dense" or (kind == "decode" and self._prompt_lengths is None and (past == 0 or tokens > 1)):
             self.sparse = False
             return
@@ -77,9 +94,10 @@ class RowPolicy:
         if kind == "decode" and self._prompt_lengths is not None:
             dense = dense | (position < self._prompt_lengths.to(position.device).unsqueeze(-1))
         if policy.fraction is not None and past == 0:
-            lengths = position[:, -1:] + 1 if mask is None else mask.sum(-1, keepdim=True)
+            lengths = position[:, -1] + 1 if mask is None else mask.sum(-1)
+            lengths = lengths if self._lengths is None else self._lengths
             dense_tokens = torch.tensor(
-                [[math.floor((1 - policy.fraction) * int(n) + 1e-9)] for n in lengths.flatten()], device=position.device
+                [[math.floor((1 - policy.fraction) * n + 1e-9)] for n in lengths.tolist()], device=position.device
             )
             dense = dense | (position < dense_tokens)
         self.sparse = True if not bool(dense.any()) else False if bool(dense.all()) else ~dense

@@ -76,12 +76,11 @@ class RSparseLinear(nn.Linear):
             row_mask = sparse.reshape(-1) if isinstance(sparse, Tensor) else None
             chosen = self.ops.select(rows, self.channel_scale, self.threshold, V=self.V, row_mask=row_mask)
             return self.ops.gather_gemv(packed, *chosen, self.bias).view(*x.shape[:-1], self.out_features)
-        m = self.ops.keep_mask(x, self.channel_scale, self.threshold)
+        row_mask = sparse if isinstance(sparse, Tensor) else None
+        masked = self.ops.mask_rows(x, self.channel_scale, self.threshold, row_mask, dropped=self.U is not None)
         if self.meter is not None:
-            self.meter.add(self.unit, m, sparse, self.policy.valid)
-        if isinstance(sparse, Tensor):
-            m = m | ~sparse.unsqueeze(-1)
-        return self.ops.masked_gemm(packed, x, m, self.bias)
+            self.meter.add(self.unit, masked.counts, self.in_features, *self.policy.counted(masked.counts.shape))
+        return self.ops.masked_gemm(packed, x, masked, self.bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> RSparseLinear:
         """`.to(dtype)` moves score scale and threshold but never rounds them: a mask is exact or it is another."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from rsparse import sparsify
 from rsparse.bytes_read import bytes_per_token, dense_bytes_per_token
 from rsparse.errors import RSparseError
 from rsparse.evaluation import perplexity
-from rsparse.evaluation.perplexity import evaluate
+from rsparse.evaluation.perplexity import dense_states, evaluate
 from rsparse.sparse_model import state
 from rsparse.token_policy import TokenPolicy
 from tests.support.folders import sparse_model
@@ -51,11 +52,11 @@ def test_a_dense_model(model_type):
 def test_batches_do_not_matter(monkeypatch):
     model = sparse_of("llama")
     whole = evaluate(model, WINDOWS)
-    monkeypatch.setattr(perplexity, "BATCH_TOKENS", {"cpu": 2 * TOKENS})
+    monkeypatch.setattr(perplexity, "batch_tokens", lambda model: 2 * TOKENS)
     parts = evaluate(model, WINDOWS)
     assert parts.perplexity == pytest.approx(whole.perplexity, rel=1e-6)
     assert parts.sparsity_by_unit == whole.sparsity_by_unit
-    monkeypatch.setattr(perplexity, "BATCH_TOKENS", {"cpu": 1})
+    monkeypatch.setattr(perplexity, "batch_tokens", lambda model: 1)
     assert evaluate(model, WINDOWS).achieved_sparsity == whole.achieved_sparsity
 
 
@@ -162,6 +163,53 @@ def test_without_the_dense_comparison():
     assert short.perplexity == pytest.approx(whole.perplexity, rel=1e-6)
     assert short.achieved_sparsity == whole.achieved_sparsity
     assert (short.kl_to_dense, short.dense_perplexity, short.token_agreement) == (None, None, None)
+
+
+def passes(model, run):
+    """(result, forward passes of the decoder stack)."""
+    seen = []
+    handle = model.base_model.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        return run(), len(seen)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("policy", [TokenPolicy(), TokenPolicy("decode"), TokenPolicy("last_fraction", 0.5)], ids=str)
+def test_dense_states_spare_the_dense_passes(monkeypatch, policy):
+    model = sparse_of("llama")
+    monkeypatch.setattr(perplexity, "batch_tokens", lambda model: 2 * TOKENS)  # batches of 2, 2 and 1 windows
+    states = dense_states(model, WINDOWS)
+    with torch.no_grad():
+        expected = tiny_model("llama", dtype=torch.float64).model(WINDOWS).last_hidden_state
+    assert torch.allclose(states, expected, rtol=1e-12, atol=1e-12)
+    assert state(model).policy.token_policy == TokenPolicy()
+    whole, count = passes(model, lambda: evaluate(model, WINDOWS, policy))
+    spared, fewer = passes(model, lambda: evaluate(model, WINDOWS, policy, dense_hidden=states))
+    assert (count, fewer) == (6, 3)
+    for name in ("perplexity", "dense_perplexity", "kl_to_dense", "token_agreement", "window_nll", "achieved_sparsity"):
+        assert getattr(spared, name) == pytest.approx(getattr(whole, name), rel=1e-6)
+    assert spared.dense_forward_tokens_per_second is None
+
+
+def test_dense_states_of_a_dense_model():
+    model = tiny_model("gemma2")
+    states = dense_states(model, WINDOWS, keep_on=torch.device("cpu"))
+    with torch.no_grad():
+        assert torch.equal(states, model.model(WINDOWS).last_hidden_state)
+
+
+def test_rates(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(perplexity, "time", types.SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    # start at 0; sparse pass 1-2; dense pass 3-4; end at 5
+    result = evaluate(sparse_of("llama"), WINDOWS)
+    assert result.forward_tokens_per_second == result.dense_forward_tokens_per_second == 5 * TOKENS / 1
+    assert result.eval_tokens_per_second == 5 * TOKENS / 5
+    alone = evaluate(tiny_model("llama"), WINDOWS)
+    assert alone.dense_forward_tokens_per_second is None
+    assert alone.forward_tokens_per_second == 5 * TOKENS
+    assert alone.eval_tokens_per_second == pytest.approx(5 * TOKENS / 3)
 
 
 def test_evaluation_leaves_no_trace():

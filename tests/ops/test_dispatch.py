@@ -20,7 +20,7 @@ def kernel(tmp_path, monkeypatch):
     (tmp_path / "aaa_kernel.py").write_text(
         "import torch\n\n\ndef refusal(device, dtype):\n"
         "    return None if dtype == torch.float16 else f'aaa has no {dtype} kernel'\n\n\n"
-        "pack = keep_mask = select = gather_gemv = masked_gemm = refusal\nGATHER_ROWS = 8\n"
+        "pack = mask_rows = select = gather_gemv = masked_gemm = refusal\nGATHER_ROWS = 8\n"
     )
     monkeypatch.setattr(ops, "__path__", [*ops.__path__, str(tmp_path)])
     yield "aaa"

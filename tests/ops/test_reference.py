@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from rsparse.ops import reference
+from rsparse.ops.mask_rows import MaskedRows
 from tests.support.tolerance import assert_close_rms, relative_rms
 
 OUT, IN, RANK, ROWS = 20, 33, 5, 4
@@ -51,7 +52,8 @@ def by_gather(x, W, U, V, b, c, t, mu=None, row_mask=None, deflated=False):
 def by_gemm(x, W, U, V, b, c, t, row_mask=None, deflated=False):
     m = reference.keep_mask(x, c, t)
     m = m if row_mask is None else m | ~row_mask[:, None]
-    return reference.masked_gemm(reference.pack(W, U, V, deflated=deflated), x, m, b)
+    rows = MaskedRows(torch.where(m, x, 0), torch.where(m, 0, x), m.sum(-1))
+    return reference.masked_gemm(reference.pack(W, U, V, deflated=deflated), x, rows, b)
 
 
 @pytest.mark.parametrize("scaled", [False, True])

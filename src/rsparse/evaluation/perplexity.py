@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from rsparse.bytes_read import bytes_per_token, dense_bytes_per_token
 from rsparse.errors import RSparseError
-from rsparse.losses import compare, hidden_states, token_nll
+from rsparse.losses import batch_tokens, compare, hidden_states, nll_of
 from rsparse.models.layout import check_positions
 from rsparse.progress import progress
 from rsparse.sparse_model import achieved_sparsity, is_sparse, measuring, state
@@ -20,15 +23,14 @@ from rsparse.token_policy import TokenPolicy
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # a GPU is launch-bound on a small model with less
-
 
 @dataclass(frozen=True)
 class Perplexity:
     """Figures over `tokens` scored tokens. KL is KL(dense ‖ sparse) in nats per token; None on a dense model.
 
     `achieved_sparsity` is over the rows that ran sparse, `sparse_row_share` says how many of all they were.
-    `window_nll` is the mean −log p of each window, for paired comparisons.
+    `window_nll` is the mean −log p of each window, for paired comparisons. `eval_tokens_per_second` counts
+    all that the evaluation did; the forward rates are of the blocks alone, without head and losses.
     """
 
     perplexity: float
@@ -42,6 +44,9 @@ class Perplexity:
     sparse_row_share: float = 0.0
     bytes_per_token: int = 0
     dense_bytes_per_token: int = 0
+    eval_tokens_per_second: float = 0.0
+    forward_tokens_per_second: float = 0.0
+    dense_forward_tokens_per_second: float | None = None
 
     def metrics(self) -> dict[str, Any]:
         """The record's metrics, without what was not measured."""
@@ -55,12 +60,14 @@ def evaluate(
     token_policy: TokenPolicy | None = None,
     *,
     against_dense: bool = True,
+    dense_hidden: Tensor | None = None,
     label: str = "eval",
 ) -> Perplexity:
     """Score windows [n, seq_len] of token ids, each on its own, from its second token on.
 
     Under `decode` the first half of each window is the dense prompt, and only the rest is scored. A sparse
-    model is compared with its own weights run dense unless `against_dense` is False.
+    model is compared with its own weights run dense unless `against_dense` is False; `dense_hidden`, from
+    `dense_states` on the same windows, spares that its forward passes.
     """
     token_policy = token_policy or TokenPolicy()
     device = next(model.parameters()).device
@@ -69,14 +76,17 @@ def evaluate(
     first = max(prompt - 1, 0)  # the position whose prediction is the first scored token
     if windows.shape[1] - 1 - first < 1:
         raise RSparseError(f"windows of {windows.shape[1]} tokens leave nothing to score under token policy {token_policy}")
-    batch = max(1, BATCH_TOKENS.get(device.type, 2048) // windows.shape[1])
+    scored = _Pass(model, token_policy, prompt, against_dense)
     totals: dict[str, list[Tensor]] = {"nll": [], "dense_nll": [], "kl": [], "agree": []}
+    if next(model.parameters()).is_cuda:  # compiles what is compiled, off the clock
+        scored.losses(windows[:1].to(device), None)
+        scored = _Pass(model, token_policy, prompt, against_dense)
+    start = time.perf_counter()
     with measuring(model) as meter, progress(len(windows), label, unit="window") as bar:
-        for ids in windows.to(device).split(batch):
-            if is_sparse(model):
-                _sparse_batch(model, ids, token_policy, prompt, first, against_dense, totals)
-            else:
-                totals["nll"].append(token_nll(model, ids)[:, first:])
+        for index, ids in _batches(model, windows):
+            reference = None if dense_hidden is None else dense_hidden[index : index + len(ids)].to(device)
+            for name, values in scored.losses(ids, reference).items():
+                totals[name].append(values[:, first:])
             bar.update(len(ids))
     joined = {name: torch.cat(parts).double() for name, parts in totals.items() if parts}
     nll, dense_bytes = joined["nll"], dense_bytes_per_token(model)
@@ -86,6 +96,8 @@ def evaluate(
         "window_nll": [round(value, 5) for value in nll.mean(1).tolist()],
         "dense_bytes_per_token": dense_bytes,
         "bytes_per_token": dense_bytes,
+        "eval_tokens_per_second": windows.numel() / (time.perf_counter() - start),
+        "forward_tokens_per_second": windows.numel() / scored.clock.seconds,
     }
     if is_sparse(model):
         total, by_unit = achieved_sparsity(model, meter)
@@ -94,30 +106,71 @@ def evaluate(
     if "kl" in joined:
         result.update(dense_perplexity=_exp(joined["dense_nll"]))
         result.update(kl_to_dense=float(joined["kl"].mean()), token_agreement=float(joined["agree"].mean()))
+    if scored.dense_clock.seconds:
+        result.update(dense_forward_tokens_per_second=windows.numel() / scored.dense_clock.seconds)
     return Perplexity(**result)
 
 
-def _sparse_batch(
-    model: PreTrainedModel,
-    ids: Tensor,
-    token_policy: TokenPolicy,
-    prompt: int,
-    first: int,
-    against_dense: bool,
-    totals: dict[str, list[Tensor]],
-) -> None:
-    rows = state(model).policy
-    lengths = torch.full((len(ids),), prompt, device=ids.device) if prompt else None
-    with rows.using(token_policy, lengths):
-        if not against_dense:
-            totals["nll"].append(token_nll(model, ids)[:, first:])
-            return
-        hidden = hidden_states(model, ids)
-    with rows.using(TokenPolicy("dense")):
-        dense_hidden = hidden_states(model, ids)
-    found = compare(model, ids, hidden, dense_hidden)
-    for name, parts in totals.items():
-        parts.append(getattr(found, name)[:, first:])
+class _Pass:
+    """Runs batches of windows, sparse and, to compare with, dense; keeps the seconds that the blocks took."""
+
+    def __init__(self, model: PreTrainedModel, token_policy: TokenPolicy, prompt: int, against_dense: bool) -> None:
+        self.model, self.token_policy, self.prompt, self.against_dense = model, token_policy, prompt, against_dense
+        device = next(model.parameters()).device
+        self.clock, self.dense_clock = _Clock(device), _Clock(device)
+
+    def losses(self, ids: Tensor, dense_hidden: Tensor | None) -> dict[str, Tensor]:
+        """Columns of `losses.Comparison` for ids [batch, tokens]; of a dense model only `nll`."""
+        model = self.model
+        if not is_sparse(model):
+            with self.clock:
+                hidden = hidden_states(model, ids)
+            return {"nll": nll_of(model, ids, hidden)}
+        rows = state(model).policy
+        lengths = torch.full((len(ids),), self.prompt, device=ids.device) if self.prompt else None
+        with self.clock, rows.using(self.token_policy, lengths):
+            hidden = hidden_states(model, ids)
+        if not self.against_dense:
+            return {"nll": nll_of(model, ids, hidden)}
+        if dense_hidden is None:
+            with self.dense_clock, rows.using(TokenPolicy("dense")):
+                dense_hidden = hidden_states(model, ids)
+        return dict(vars(compare(model, ids, hidden, dense_hidden)))
+
+
+@torch.no_grad()
+def dense_states(model: PreTrainedModel, windows: Tensor, *, keep_on: torch.device | None = None) -> Tensor:
+    """What the head reads of the dense model, [n, seq_len, hidden], to compare several sparse forms with; on the model's
+    device unless `keep_on` names another."""
+    device = next(model.parameters()).device
+    dense: Any = state(model).policy.using(TokenPolicy("dense")) if is_sparse(model) else contextlib.nullcontext()
+    with dense:
+        return torch.cat([hidden_states(model, ids).to(keep_on or device) for _, ids in _batches(model, windows)])
+
+
+def _batches(model: PreTrainedModel, windows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    device, size = next(model.parameters()).device, max(1, batch_tokens(model) // windows.shape[1])
+    for index in range(0, len(windows), size):
+        yield index, windows[index : index + size].to(device)
+
+
+class _Clock:
+    """Adds up the seconds of its blocks, the GPU's work included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds, self._cuda = 0.0, device.type == "cuda"
+
+    def __enter__(self) -> None:
+        self._synchronize()
+        self._start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._synchronize()
+        self.seconds += time.perf_counter() - self._start
+
+    def _synchronize(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
 
 
 def _exp(nll: Tensor) -> float:

@@ -12,6 +12,7 @@ import torch
 
 from rsparse import ops
 from rsparse.errors import RSparseError
+from rsparse.ops.mask_rows import MaskedRows
 
 _SUFFIX = "_kernel"
 
@@ -20,13 +21,13 @@ _SUFFIX = "_kernel"
 class Backend:
     """The ops of one backend; reference.py documents each. A plain object: modules can be neither copied nor pickled.
 
-    Up to `gather_rows` rows go through select and gather_gemv, more through masked_gemm: the same function.
+    Up to `gather_rows` rows go through select and gather_gemv, more through mask_rows and masked_gemm: the same function.
     """
 
     name: str
     gather_rows: int
     pack: Callable[..., Any]
-    keep_mask: Callable[..., torch.Tensor]
+    mask_rows: Callable[..., MaskedRows]
     select: Callable[..., Any]
     gather_gemv: Callable[..., torch.Tensor]
     masked_gemm: Callable[..., torch.Tensor]
@@ -58,6 +59,6 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
         why = refusal(candidate, device, dtype)
         if why is None:
             module = importlib.import_module(f"rsparse.ops.{candidate if candidate == 'reference' else candidate + _SUFFIX}")
-            ops = ("pack", "keep_mask", "select", "gather_gemv", "masked_gemm")
+            ops = ("pack", "mask_rows", "select", "gather_gemv", "masked_gemm")
             return Backend(candidate, module.GATHER_ROWS, *(getattr(module, op) for op in ops))
     raise RSparseError(f"backend {name}: {why}")

@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rsparse.ops.mask_rows import MaskedRows
+from rsparse.ops.mask_rows import mask_rows as mask_rows
+
 # Plain torch gains nothing from a compacted list: for one row of 576 → 1536 select and gather_gemv take 180 µs,
-# keep_mask and masked_gemm 118, dense 85 (one AVX2 core, fp32, rank 8).
+# a mask and masked_gemm 118, dense 85 (one AVX2 core, fp32, rank 8).
 GATHER_ROWS = 0
 
 
@@ -94,10 +97,16 @@ def gather_gemv(
     return y + F.linear(z if packed.deflated else z - x @ packed.V, packed.U)
 
 
-def masked_gemm(packed: Packed, x: Tensor, m: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The same function for many rows: x and m are [..., in]. A row that keeps all adds exact zeros."""
-    y = F.linear(torch.where(m, x, 0), packed.weight, bias)
+def masked_gemm(packed: Packed, x: Tensor, rows: MaskedRows, bias: Tensor | None = None) -> Tensor:
+    """The same function for many rows: x [..., in] and what `mask_rows` made of it, with `dropped` where there are factors
+    that are not deflated. A row that keeps all adds exact zeros."""
     if packed.U is None or packed.V is None:
-        return y
-    z = x @ packed.V if packed.deflated else torch.where(m, 0, x) @ packed.V
-    return y + F.linear(z, packed.U)
+        return F.linear(rows.kept, packed.weight, bias)
+    U, V = packed.U, packed.V
+    if x.is_cuda and U.shape[1] % 8:  # cuBLAS has no fast kernel for 16-bit rows that are no multiple of 16 bytes
+        U, V = (F.pad(factor, (0, -factor.shape[1] % 8)) for factor in (U, V))
+    dropped = x if packed.deflated or rows.dropped is None else rows.dropped
+    z = dropped.flatten(0, -2) @ V
+    # The large product adds to the small one: one pass over y and one rounding less than their sum.
+    y = torch.addmm(F.linear(z, U, bias), rows.kept.flatten(0, -2), packed.weight.T)
+    return y.view(*x.shape[:-1], -1)

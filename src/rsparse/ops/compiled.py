@@ -1,0 +1,35 @@
+"""torch.compile for functions of many elementwise passes, with the plain function where it cannot compile."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class Compiled:
+    """`function`, compiled at its first call on a GPU. On a CPU, and after a failure to compile, the plain function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self._compiled: Callable[..., Any] | None = None
+        self._failed = False
+
+    def __call__(self, x: torch.Tensor, *args: Any) -> Any:
+        if not x.is_cuda or self._failed or torch.compiler.is_compiling():
+            return self.function(x, *args)
+        try:
+            if self._compiled is None:
+                self._compiled = torch.compile(self.function, dynamic=True)
+            return self._compiled(x, *args)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # no compiler, no Triton, an old GPU: whatever it is, the plain function says it better
+            self._failed = True
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            warnings.warn(f"torch.compile failed ({reason[:200]}); evaluation goes on without it, slower", stacklevel=2)
+            return self.function(x, *args)
