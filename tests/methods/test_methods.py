@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rsparse import make_recipe
 from rsparse.errors import RSparseError
 from rsparse.methods import names
 from tests.support.models import tiny_model
+from tests.support.recipes import calibration_of
 
 Q, K, O = "self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj"  # noqa: E741
 UP, DOWN = "mlp.up_proj", "mlp.down_proj"
@@ -24,7 +27,12 @@ def units_of(recipe, block=1):
 
 
 def test_every_method_has_a_test_here():
-    assert names() == ["dense", "low_rank_only", "rsparse", "sparse_only"]
+    own_files = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")} - {
+        "methods",
+        "method_spec",
+    }
+    assert set(names()) == {"dense", "low_rank_only", "rsparse", "sparse_only"} | own_files
+    assert names() == sorted(names())
 
 
 def test_rsparse(model):
@@ -103,10 +111,22 @@ def test_options_of_none_mean_the_default(model):
     assert make_recipe(model, "rsparse", 0.5, rho=None, fit=None) == make_recipe(model, "rsparse", 0.5)
 
 
+def test_options_may_be_strings(model):
+    as_strings = make_recipe(model, "rsparse", 0.5, rho="0.6", stacked="true", grouping="group", fit="svd")
+    assert as_strings == make_recipe(model, "rsparse", 0.5, rho=0.6, stacked=True, grouping="group", fit="svd")
+    assert make_recipe(model, "rsparse", 0.5, rho=0.6, stacked="no") == make_recipe(model, "rsparse", 0.5, rho=0.6)
+    assert make_recipe(model, "rsparse", 0.5, rho=1) == make_recipe(model, "rsparse", 0.5, rho=1.0)
+
+
+def test_a_calibration_is_no_concern_of_methods_without_one(model):
+    calibration = calibration_of("llama")
+    assert make_recipe(model, "sparse_only", 0.5, calibration=calibration) == make_recipe(model, "sparse_only", 0.5)
+
+
 @pytest.mark.parametrize(
     ("method", "sparsity", "options", "says"),
     [
-        ("magic", 0.5, {}, "'magic' is unknown; choose one of dense, low_rank_only, rsparse, sparse_only"),
+        ("magic", 0.5, {}, "'magic' is unknown; choose one of dense, low_rank_only, nncf, rsparse, sparse_only, teal, wina"),
         ("uniform", 0.5, {}, "'uniform'"),
         ("", 0.5, {}, "unknown"),
         ("rsparse", 1.0, {}, r"sparsity must be in \[0, 1\), got 1\.0"),
@@ -116,6 +136,12 @@ def test_options_of_none_mean_the_default(model):
         ("dense", 2.0, {}, "sparsity"),
         ("rsparse", 0.5, {"rho": 2.0}, "rho"),
         ("rsparse", 0.5, {"rho": float("nan")}, "rho"),
+        ("rsparse", 0.5, {"rho": "most"}, "method rsparse: rho must be a number, got 'most'"),
+        ("rsparse", 0.5, {"rho": True}, "method rsparse: rho must be a number, got True"),
+        ("rsparse", 0.5, {"rho": [0.5]}, r"method rsparse: rho must be a number, got \[0.5\]"),
+        ("rsparse", 0.5, {"stacked": "both"}, "method rsparse: stacked must be true or false, got 'both'"),
+        ("rsparse", 0.5, {"stacked": 1}, "method rsparse: stacked must be true or false, got 1"),
+        ("rsparse", 0.5, {"fit": 3}, "method rsparse: fit must be a word, got 3"),
         ("rsparse", 0.0, {"rho": 2.0}, "rho"),
         ("rsparse", 0.5, {"colour": "red"}, "rsparse takes no option 'colour'"),
         ("sparse_only", 0.5, {"rho": 0.5}, "sparse_only takes no option 'rho'"),

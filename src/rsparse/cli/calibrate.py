@@ -21,6 +21,7 @@ def run(args: argparse.Namespace) -> None:
     from rsparse.calibration.text import DEFAULT
 
     options.check_out(args)
+    options.check_data(args)
     model, tokenizer = options.load(args)
     calibration = options.calibrate(args, model, tokenizer, args.data or DEFAULT, args.out)
     options.say(f"{args.out}: {calibration.meta.tokens} tokens at {len(calibration.meta.sites)} inputs")

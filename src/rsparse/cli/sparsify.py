@@ -10,14 +10,15 @@ from rsparse.cli import _options as options
 from rsparse.errors import RSparseError
 
 HELP = "make a sparse checkpoint of a dense model"
+CHOICES = ("rho", "criterion", "grouping", "fit")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("--sparsity", type=float, help="share of the blocks' weights not to read, in [0, 1)")
-    parser.add_argument("--method", help="rsparse (default), sparse_only, low_rank_only, dense")
+    parser.add_argument("--method", metavar="NAME[:OPTION=VALUE,...]", help=f"{options.files_of('methods')} (default rsparse)")
     parser.add_argument("--rho", type=float, help="share of the bytes for whole channels; the rest is low-rank")
-    parser.add_argument("--criterion", help="what scores a channel: magnitude, column_norm, residual_norm, paper")
+    parser.add_argument("--criterion", help=f"what scores a channel: {options.files_of('criteria')}")
     parser.add_argument("--grouping", help="linear: a mask for each linear; group: one for linears with the same input")
     parser.add_argument("--fit", help="low-rank factors: svd of the weight, or fitted to dropped inputs (default)")
     parser.add_argument("--recipe", type=Path, metavar="R.json", help="a recipe file instead of --method and its options")
@@ -36,29 +37,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from rsparse.calibration import Calibration
-    from rsparse.calibration.text import DEFAULT
     from rsparse.checkpoint import save_pretrained
-    from rsparse.conversion import needs_calibration, sparsify
+    from rsparse.conversion import sparsify
     from rsparse.fingerprint import weights_sha
     from rsparse.records import Run
-    from rsparse.sparse_model import check_recipe, is_sparse
+    from rsparse.sparse_model import is_sparse
 
     timer = Run()
     options.check_out(args)
     options.check_json(args)
     recipe = _given_recipe(args)
+    options.check_data(args)
     calibration = Calibration.load(args.calibration) if args.calibration else None
     model, tokenizer = options.load(args)
     if is_sparse(model):
         raise RSparseError(f"{args.model} is sparse already; sparsify the dense model it came from, or `rsparse densify` it")
-    recipe = recipe or _made_recipe(args, model)
-    check_recipe(model, recipe)
     if calibration is not None:
         calibration.check_model(model)
         if calibration.meta.weights_sha != weights_sha(model):
             options.say("note: the calibration is of other weights, or of these in another dtype")
-    elif args.data or needs_calibration(recipe):
-        calibration = options.calibrate(args, model, tokenizer, args.data or DEFAULT, None)
+    recipe, calibration = _recipe_and_calibration(args, model, tokenizer, recipe, calibration)
     sparsify(model, recipe, calibration, settle_tokens=args.settle_tokens, backend=args.backend, seed=args.seed)
     metrics: dict[str, Any] = {}
     if calibration is not None and not args.no_check:
@@ -73,20 +71,50 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _given_recipe(args: argparse.Namespace) -> Any:
+    """The --recipe file, or None where the options describe one. Raises RSparseError for options that no model would take."""
+    from rsparse import methods
     from rsparse.recipe import Recipe
 
-    if args.recipe is None:
-        if args.sparsity is None:
-            raise RSparseError("say how sparse with --sparsity, or give a --recipe")
-        return None
-    named = ("sparsity", "method", "rho", "criterion", "grouping", "fit")
-    if extra := [name for name in named if getattr(args, name) is not None]:
-        raise RSparseError(f"--recipe already says it all; leave out --{extra[0]}")
-    return Recipe.load(args.recipe)
+    if args.settle_tokens < 0:
+        raise RSparseError(f"settle_tokens must be 0 (look thresholds up) or more, got {args.settle_tokens}")
+    if args.recipe is not None:
+        if extra := [name for name in ("sparsity", "method", *CHOICES) if getattr(args, name) is not None]:
+            raise RSparseError(f"--recipe already says it all; leave out --{extra[0]}")
+        return Recipe.load(args.recipe)
+    if args.sparsity is None:
+        raise RSparseError("say how sparse with --sparsity, or give a --recipe")
+    method, chosen = _method(args)
+    methods.check(method, args.sparsity, chosen)
+    return None
 
 
-def _made_recipe(args: argparse.Namespace, model: Any) -> Any:
-    from rsparse.methods import make_recipe
+def _method(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Name and options: those of --method itself, and --rho and the like."""
+    from rsparse.methods import MethodSpec
 
-    chosen = {name: getattr(args, name) for name in ("rho", "criterion", "grouping", "fit")}
-    return make_recipe(model, args.method or "rsparse", args.sparsity, **chosen)
+    spec = MethodSpec.parse(args.method or "rsparse")
+    chosen = {name: getattr(args, name) for name in CHOICES if getattr(args, name) is not None}
+    if twice := sorted(set(chosen) & set(dict(spec.options))):
+        raise RSparseError(f"{twice[0]} is given twice, in --method and as --{twice[0]}")
+    return spec.name, dict(spec.options) | chosen
+
+
+def _recipe_and_calibration(
+    args: argparse.Namespace, model: Any, tokenizer: Any, recipe: Any, calibration: Any
+) -> tuple[Any, Any]:
+    """What is not given is made: the recipe first, unless its method looks at activations."""
+    from rsparse.calibration.text import DEFAULT
+    from rsparse.conversion import needs_calibration
+    from rsparse.methods import make_recipe, observes
+    from rsparse.sparse_model import check_recipe
+
+    method, chosen = ("", {}) if recipe is not None else _method(args)
+    if recipe is None and not observes(method):
+        recipe = make_recipe(model, method, args.sparsity, **chosen)
+    if recipe is not None:
+        check_recipe(model, recipe)
+    if calibration is None and (args.data or recipe is None or needs_calibration(recipe)):
+        calibration = options.calibrate(args, model, tokenizer, args.data or DEFAULT, None)
+    if recipe is None:
+        recipe = make_recipe(model, method, args.sparsity, calibration=calibration, **chosen)
+    return recipe, calibration
