@@ -190,6 +190,22 @@ def test_it_stops_at_eos():
     assert ignored.token_ids.tolist() == free.tolist()
 
 
+def test_prompts_of_token_ids():
+    model, tokenizer = pair("llama")[1], tiny_tokenizer(add_bos=True)
+    ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    expected = tokens(model, PROMPTS, tokenizer)
+    found = tokens(model, ids, tokenizer)
+    assert found.token_ids.tolist() == expected.token_ids.tolist()
+    assert found.prompt_tokens == expected.prompt_tokens
+    mixed = tokens(model, [PROMPTS[0], tuple(ids[1]), MESSAGES], tokenizer)
+    assert mixed.token_ids[:2].tolist() == expected.token_ids[:2].tolist()
+    # Ids are read as they are: no BOS is put before them.
+    bare = tokens(model, [ids[0][1:]], tokenizer)
+    assert bare.token_ids.tolist() == tokens(model, PROMPTS[:1], tiny_tokenizer()).token_ids.tolist()
+    with pytest.raises(RSparseError, match="empty"):
+        tokens(model, [ids[0], []], tokenizer)
+
+
 def test_seconds_and_rate():
     result = tokens(pair("llama")[1], PROMPTS[:2])
     assert result.prefill_seconds > 0

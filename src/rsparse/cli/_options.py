@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import pkgutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import rsparse
 from rsparse.atomic import check_target, check_writable
 from rsparse.errors import RSparseError
 
@@ -53,6 +55,12 @@ def add_token_policy(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--sink-tokens", type=int, default=1, help="first tokens that stay dense (default %(default)s)")
 
 
+def files_of(package: str) -> str:
+    """Names of the files in `package`, for a help text: read without importing them, which would load torch."""
+    found = pkgutil.iter_modules([str(Path(rsparse.__file__).parent / package)])
+    return ", ".join(sorted(module.name for module in found if not module.name.startswith("_")))
+
+
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
     """(model, tokenizer) as the options say."""
     from rsparse.checkpoint import from_pretrained
@@ -94,6 +102,14 @@ def check_out(args: argparse.Namespace) -> None:
         raise RSparseError(f"{args.out} holds neither a model nor a calibration; --overwrite does not delete other folders")
 
 
+def check_data(args: argparse.Namespace) -> None:
+    """Refuse a text that cannot be read before the model is loaded; what is on the Hub is not asked for."""
+    if args.data is not None:
+        from rsparse.calibration.text import TextSource
+
+        TextSource(args.data).check()
+
+
 def check_json(args: argparse.Namespace) -> None:
     """Refuse a record path that cannot be written before the work, not after it."""
     if args.json is None:
@@ -106,3 +122,21 @@ def check_json(args: argparse.Namespace) -> None:
 def say(line: str) -> None:
     """A note for the person at the terminal; results go to stdout, notes to stderr."""
     print(line, file=sys.stderr, flush=True)
+
+
+def add_tasks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tasks", metavar="A,B", help="tasks of lm-evaluation-harness, or files of --task-dir (default: all)")
+    parser.add_argument("--task-dir", type=Path, metavar="DIR", help="tasks from a folder of .jsonl files, without the Hub")
+    parser.add_argument("--limit", type=int, help="only the first rows of each task")
+    parser.add_argument("--num-fewshot", type=int, help="worked examples before each question (default: the task's own)")
+    parser.add_argument("--chat-template", action="store_true", help="ask through the model's chat template")
+
+
+def task_names(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """Names given with --tasks, or None. Raises RSparseError for an empty list."""
+    if args.tasks is None:
+        return None
+    names = tuple(name.strip() for name in args.tasks.split(",") if name.strip())
+    if not names:
+        raise RSparseError("--tasks names no task")
+    return names

@@ -3,63 +3,72 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 from rsparse.cli import _options as options
 from rsparse.errors import RSparseError
 
-HELP = "measure a model: perplexity, and a sparse model's distance from its dense form"
+HELP = "measure a model: perplexity, tasks, distance from its dense form, and the difference from another model"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
-    parser.add_argument("--perplexity", required=True, metavar="FILE", help=options.DATA_HELP)
+    parser.add_argument("--perplexity", metavar="FILE", help=options.DATA_HELP)
     parser.add_argument("--seq-len", type=int, default=512, help="tokens in a window (default %(default)s)")
     parser.add_argument("--max-tokens", type=int, help="stop after so many tokens of text (default: all)")
     parser.add_argument(
         "--wikitext-join", action="store_true", help="join the lines of a WikiText file as the usual protocol does"
     )
     parser.add_argument("--no-dense", action="store_true", help="skip the comparison with the dense form")
+    options.add_tasks(parser)
+    parser.add_argument(
+        "--against", metavar="B",
+        help="compare with B by pairs: a model, a record that --json wrote, or `dense` for MODEL's own dense form",
+    )  # fmt: skip
     options.add_token_policy(parser, "all")
     options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    from rsparse.calibration.text import TextSource, wikitext_join
-    from rsparse.calibration.windows import make_windows
+    from rsparse.calibration.text import TextSource
+    from rsparse.evaluation.against import comparison, recorded
     from rsparse.evaluation.describe import short
-    from rsparse.evaluation.perplexity import evaluate
+    from rsparse.evaluation.measure import Plan, measure
     from rsparse.records import Run
     from rsparse.sparse_model import is_sparse
     from rsparse.token_policy import TokenPolicy
 
     timer = Run()
     options.check_json(args)
+    if not (args.perplexity or args.tasks or args.task_dir):
+        raise RSparseError("say what to measure: --perplexity FILE, --tasks NAMES or --task-dir DIR")
     policy = TokenPolicy.parse(args.token_policy, args.sink_tokens)
-    if args.max_tokens is not None and args.max_tokens < args.seq_len:
-        raise RSparseError(f"--max-tokens {args.max_tokens} is less than one window of --seq-len {args.seq_len}")
-    documents = TextSource(args.perplexity).documents()
-    if args.wikitext_join:
-        if not args.perplexity.endswith(".txt"):
-            raise RSparseError("--wikitext-join is for a .txt file with WikiText's lines")
-        documents = map(wikitext_join, documents)
+    plan = Plan(
+        policy, text=args.perplexity, seq_len=args.seq_len, max_tokens=args.max_tokens, wikitext_join=args.wikitext_join,
+        against_dense=not args.no_dense, tasks=options.task_names(args), task_dir=args.task_dir, limit=args.limit,
+        num_fewshot=args.num_fewshot, chat=args.chat_template,
+    )  # fmt: skip
+    if plan.text is not None:
+        TextSource(plan.text).check()
+    tasks = plan.load_tasks()
+    other = recorded(Path(args.against), plan, tasks) if args.against and args.against.endswith(".json") else None
     model, tokenizer = options.load(args)
-    count = None if args.max_tokens is None else args.max_tokens // args.seq_len
-    windows = make_windows(documents, tokenizer, args.seq_len, max_windows=count, source=args.perplexity)
-    result = evaluate(model, windows, policy, against_dense=not args.no_dense)
-    print(f"perplexity        {result.perplexity:.3f}   ({result.tokens} tokens of {short(args.perplexity)}, {policy})")
-    if result.dense_perplexity is not None:
-        print(f"dense             {result.dense_perplexity:.3f}   (the same weights, every token dense)")
-        print(f"KL to dense       {result.kl_to_dense:.4f} nats   token agreement {result.token_agreement:.1%}")
-    if is_sparse(model):
-        share = result.bytes_per_token / result.dense_bytes_per_token
-        rows = f"on {result.sparse_row_share:.1%} of tokens"
-        print(f"achieved sparsity {result.achieved_sparsity:.4f} of the blocks' linears, {rows}")
-        print(f"bytes per token   {result.bytes_per_token:,} of {result.dense_bytes_per_token:,} ({share:.1%}, head included)")
-    config = {
-        "data": short(args.perplexity),
-        "seq_len": args.seq_len,
-        "wikitext_join": args.wikitext_join,
-        "token_policy": str(policy),
-        "sink_tokens": policy.sink_tokens,
-    }
-    options.write_record(args, timer, model, config, result.metrics())
+    if args.against == "dense" and not is_sparse(model):
+        raise RSparseError(f"{args.model} is dense already; --against dense is for a sparse model")
+    found = measure(model, tokenizer, plan, tasks)
+    for line in found.lines(plan):
+        print(line)
+    config, metrics = plan.config(), found.metrics()
+    if args.against:
+        if args.against == "dense":
+            other = measure(model, tokenizer, plan.dense(), tasks)
+        elif other is None:
+            second, second_tokenizer = options.load(argparse.Namespace(**vars(args) | {"model": args.against}))
+            other = measure(second, second_tokenizer, plan, tasks)
+        against: dict[str, Any] = comparison(found, other)
+        print(f"\nagainst {short(args.against)}")
+        for line in against.pop("lines"):
+            print(line)
+        config["against"], metrics["against"] = short(args.against), against
+    options.write_record(args, timer, model, config, metrics)

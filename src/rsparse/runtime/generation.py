@@ -39,11 +39,14 @@ class GenerationResult:
         return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else None
 
 
+Prompt = str | Sequence[int] | Sequence[dict[str, str]]
+
+
 @torch.no_grad()
 def generate(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str | Sequence[dict[str, str]]],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
@@ -51,12 +54,14 @@ def generate(
     seed: int = 0,
     ignore_eos: bool = False,
     token_policy: TokenPolicy | None = None,
+    stop: Sequence[str] = (),
     on_text: Callable[[str], None] | None = None,
 ) -> GenerationResult:
-    """Continue each prompt: a string, or a chat (a list of {role, content}) that the chat template renders.
+    """Continue each prompt: a string, token ids, or a chat (a list of {role, content}) that the chat template renders.
 
-    temperature 0 is greedy. `on_text` receives pieces of text as they come, for a single prompt. Raises
-    RSparseError on an empty prompt, on too few tokens asked, and on a chat without a chat template.
+    temperature 0 is greedy. A row ends with the first of the strings `stop`, which its text still holds. `on_text`
+    receives pieces of text as they come, for a single prompt. Raises RSparseError on an empty prompt, on too few
+    tokens asked, and on a chat without a chat template.
     """
     if max_new_tokens < 1:
         raise RSparseError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -73,6 +78,9 @@ def generate(
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     if ignore_eos:
         sampling["eos_token_id"] = None
+    ends = _Ends(tokenizer, stop, length, len(prompts))
+    if stop:
+        sampling["stopping_criteria"] = [ends]
     policy: Any = contextlib.nullcontext()
     if is_sparse(model):
         # By length, not by shape of call: a prompt's last piece may be a single token.
@@ -97,24 +105,26 @@ def generate(
         end = time.perf_counter()
     watch.end()
     new = out[:, length:].cpu()
-    counts = [_count(row.tolist(), _eos_ids(model, ignore_eos)) for row in new]
+    eos = _eos_ids(model, ignore_eos)
+    counts = [min(_count(row.tolist(), eos), end) for row, end in zip(new, ends.at(new.shape[1]), strict=True)]
     texts = [tokenizer.decode(row[:count], skip_special_tokens=True) for row, count in zip(new, counts, strict=True)]
     first = watch.first or end
     return GenerationResult(texts, new, int(encoded["attention_mask"].sum()), sum(counts), first - start, end - first)
 
 
-def _encode(tokenizer: Any, prompts: Sequence[str | Sequence[dict[str, str]]]) -> Any:
-    texts = []
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            texts.append(prompt)
-        elif tokenizer.chat_template is None:
-            raise RSparseError("this model's tokenizer has no chat template; give a plain prompt")
-        else:
-            texts.append(tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True))
-    # A chat template writes BOS itself.
-    plain = [isinstance(prompt, str) for prompt in prompts]
-    rows = [tokenizer(text, add_special_tokens=special)["input_ids"] for text, special in zip(texts, plain, strict=True)]
+def _ids(tokenizer: Any, prompt: Any) -> list[int]:
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    if not prompt or isinstance(prompt[0], int):
+        return list(prompt)
+    if tokenizer.chat_template is None:
+        raise RSparseError("this model's tokenizer has no chat template; give a plain prompt")
+    text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # a chat template writes BOS itself
+
+
+def _encode(tokenizer: Any, prompts: Sequence[Prompt]) -> Any:
+    rows = [_ids(tokenizer, prompt) for prompt in prompts]
     if not all(rows):
         raise RSparseError("a prompt is empty; give at least one token")
     longest = max(map(len, rows))
@@ -146,6 +156,30 @@ def _count(row: list[int], eos: set[int]) -> int:
 def _synchronize(model: Any) -> None:
     if next(model.parameters()).is_cuda:
         torch.cuda.synchronize()
+
+
+class _Ends:
+    """Notes where each row's new text first holds one of the strings `stop` (transformers' stopping criterion).
+
+    transformers' own also finds strings that begin in the prompt, and reads the whole vocabulary first.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int, rows: int) -> None:
+        self.tokenizer, self.stop, self.prompt_length = tokenizer, stop, prompt_length
+        self._at: list[int | None] = [None] * rows
+        # A token is a byte at least; a few more, since the first ones may lose their space or half a character.
+        self._look_back = max((len(text.encode()) for text in stop), default=0) + 4
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        tail = input_ids[:, max(self.prompt_length, input_ids.shape[1] - self._look_back) :]
+        for row, text in enumerate(self.tokenizer.batch_decode(tail)):
+            if self._at[row] is None and any(string in text for string in self.stop):
+                self._at[row] = input_ids.shape[1] - self.prompt_length
+        return torch.tensor([at is not None for at in self._at], device=input_ids.device)
+
+    def at(self, otherwise: int) -> list[int]:
+        """New tokens of each row up to its end, of one without an end `otherwise`."""
+        return [otherwise if at is None else at for at in self._at]
 
 
 class _Watch:
