@@ -1,0 +1,67 @@
+"""Quality over bytes read, a panel for each model and text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MARKERS = "osDv^P*Xh<>"
+POOR = 3.0  # perplexities beyond so many times dense are cut off at the top
+
+
+def plot(records: Sequence[dict[str, Any]], path: Path, *, policy: str | None = None) -> None:
+    """Draw perplexity over the share of bytes that a token reads; one line a method. Nothing where there is no perplexity."""
+    found = [r for r in records if "perplexity" in r["metrics"]]
+    policies = sorted({r["config"]["token_policy"] for r in found})
+    if not found:
+        return
+    policy = policy or ("all" if "all" in policies else policies[0])
+    found = [r for r in found if r["config"]["token_policy"] == policy]
+    models = sorted({r["config"]["model"] for r in found})
+    texts = sorted({r["config"]["data"] for r in found})
+    presets = sorted({r["config"]["preset"] for r in found} - {"dense"})
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        len(models), len(texts), figsize=(3.4 * len(texts) + 1.6, 3.0 * len(models) + 0.6), layout="constrained", squeeze=False
+    )
+    for row, model in zip(axes, models, strict=True):
+        for axis, text in zip(row, texts, strict=True):
+            here = [r for r in found if (r["config"]["model"], r["config"]["data"]) == (model, text)]
+            _panel(axis, here, presets)
+            axis.set_title(f"{model.removesuffix('.gguf')}, {Path(text).stem}", fontsize=9)
+        row[0].set_ylabel("perplexity")
+    for axis in axes[-1]:
+        axis.set_xlabel("bytes a token reads, share of dense")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+    figure.suptitle(f"Quality over bytes read, token policy {policy}", fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _panel(axis: Any, records: list[dict[str, Any]], presets: list[str]) -> None:
+    dense = next((r["metrics"]["perplexity"] for r in records if r["config"]["preset"] == "dense"), None)
+    seen = []
+    for number, preset in enumerate(presets):
+        mine = sorted((r for r in records if r["config"]["preset"] == preset), key=lambda r: r["config"]["sparsity"])
+        share = [r["metrics"]["bytes_per_token"] / r["metrics"]["dense_bytes_per_token"] for r in mine]
+        values = [r["metrics"]["perplexity"] for r in mine]
+        axis.plot(share, values, marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1, label=preset)
+        seen += values
+    if dense is not None:
+        axis.axhline(dense, color="black", linestyle=":", linewidth=1, label="dense")
+        seen.append(dense)
+    low = min(seen) * 0.95
+    high = min(max(seen) * 1.05, (dense or min(seen)) * POOR)
+    axis.set(yscale="log", ylim=(low, high))
+    ticks = [round(low * (high / low) ** (i / 4), 0 if low > 20 else 1) for i in range(5)]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    assert math.isfinite(low)

@@ -1,0 +1,1 @@
+"""Benchmarks: quality over models, methods and levels."""

@@ -1,0 +1,148 @@
+"""One model on the bench: its windows, calibration and dense states are made once and serve every cell."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from rsparse.bytes_read import bytes_per_token, dense_bytes_per_token
+from rsparse.calibration import Calibration, TextSource, calibrate
+from rsparse.calibration.windows import make_windows
+from rsparse.conversion import sparsify
+from rsparse.evaluation.describe import backend, model_config, short, sparse_config
+from rsparse.evaluation.perplexity import dense_states, evaluate
+from rsparse.evaluation.tasks import run_tasks
+from rsparse.methods import MethodSpec, make_recipe
+from rsparse.recipe import Recipe
+from rsparse.sparse_model import achieved_sparsity, densify, is_sparse, measuring, state
+
+if TYPE_CHECKING:
+    from rsparse.benchmark.quality import Cell, Settings
+
+# Dense states that are kept to compare each sparse form with: 830,000 tokens of hidden size 576 are 1 GB in bf16.
+DENSE_STATE_BYTES = 6e9
+
+
+class Workbench:
+    """`model` becomes sparse and dense again in place; a cell is measured while it is what the cell asks."""
+
+    def __init__(self, name: str, model: Any, tokenizer: Any, settings: Settings, tasks: Sequence[Any]) -> None:
+        self.name, self.model, self.tokenizer, self.settings, self.tasks = name, model, tokenizer, settings, tasks
+        self._base = model_config(model, name)
+        self._windows: dict[str, Tensor] = {}
+        self._dense: dict[str, Tensor] = {}
+        self._dense_bytes = 0
+        self._calibration: Calibration | None = None
+        self._lm: Any = None
+
+    @property
+    def backend(self) -> str:
+        return backend(self.model)
+
+    @contextlib.contextmanager
+    def sparse(self, method: MethodSpec, sparsity: float) -> Iterator[None]:
+        """The model as `method` makes it at `sparsity`, for as long as the block runs."""
+        self._preset, self._seconds = method.label, 0.0
+        if method.name == "dense":
+            yield
+            return
+        calibration, start = self.calibration, time.perf_counter()
+        recipe = make_recipe(self.model, method.name, sparsity, calibration=calibration, **dict(method.options))
+        settle = calibration.meta.tokens if self.settings.settle_tokens is None else self.settings.settle_tokens
+        sparsify(self.model, recipe, calibration, settle_tokens=settle, seed=self.settings.seed)
+        self._seconds = time.perf_counter() - start
+        try:
+            yield
+        finally:
+            densify(self.model)
+
+    def measure(self, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(config, metrics) of the cell's record."""
+        config = self._base | sparse_config(self.model)
+        config |= {"suite": "quality", "preset": self._preset, "recipe_seconds": round(self._seconds, 2)}
+        config |= {"token_policy": str(cell.token_policy), "sink_tokens": cell.token_policy.sink_tokens}
+        if is_sparse(self.model):
+            config |= {"settle_tokens": self.settings.settle_tokens, "seed": self.settings.seed}
+            config["levels"] = mean_levels(state(self.model).recipe)
+        if cell.text is not None:
+            config |= {"data": short(cell.text), "seq_len": self.settings.seq_len}
+            windows, dense = self.windows(cell.text), self.dense(cell.text)
+            result = evaluate(self.model, windows, cell.token_policy, dense_hidden=dense, label=self._preset[:10])
+            metrics = result.metrics()
+            # The asked levels are in the recipe; by unit they would be most of the file.
+            metrics.pop("sparsity_by_unit", None)
+            return config, _rounded(metrics)
+        config |= {"limit": self.settings.limit, "num_fewshot": self.settings.num_fewshot}
+        return config, _rounded(self._task_metrics(cell))
+
+    def _task_metrics(self, cell: Cell) -> dict[str, Any]:
+        if self._lm is None:
+            from rsparse.evaluation.harness_lm import HarnessLM
+
+            self._lm = HarnessLM(self.model, self.tokenizer)
+        start, tokens = time.perf_counter(), self._lm.tokens_read
+        with measuring(self.model) as meter:
+            scores = run_tasks(
+                self._lm, self.tasks, cell.token_policy, limit=self.settings.limit, num_fewshot=self.settings.num_fewshot
+            )
+        dense_bytes = dense_bytes_per_token(self.model)
+        metrics: dict[str, Any] = {"tasks": {name: score.to_dict() for name, score in scores.items()}}
+        metrics |= {"bytes_per_token": dense_bytes, "dense_bytes_per_token": dense_bytes}
+        read = self._lm.tokens_read - tokens
+        metrics["eval_tokens_per_second"] = read / (time.perf_counter() - start)
+        if is_sparse(self.model):
+            total, by_unit = achieved_sparsity(self.model, meter)
+            metrics |= {"achieved_sparsity": total, "sparse_row_share": meter.sparse_rows / read if read else 0.0}
+            metrics["bytes_per_token"] = bytes_per_token(self.model, by_unit)
+        return metrics
+
+    @property
+    def calibration(self) -> Calibration:
+        if self._calibration is None:
+            wanted = self.settings
+            self._calibration = calibrate(
+                self.model, self.tokenizer, wanted.calibration_data, tokens=wanted.calibration_tokens,
+                rows=min(wanted.calibration_rows, wanted.calibration_tokens), seq_len=wanted.seq_len, seed=wanted.seed,
+                name=short(self.name),
+            )  # fmt: skip
+        return self._calibration
+
+    def windows(self, text: str) -> Tensor:
+        if text not in self._windows:
+            wanted = self.settings
+            count = None if wanted.max_tokens is None else max(1, wanted.max_tokens // wanted.seq_len)
+            documents = TextSource(text).documents()
+            self._windows[text] = make_windows(documents, self.tokenizer, wanted.seq_len, max_windows=count, source=text)
+        return self._windows[text]
+
+    def dense(self, text: str) -> Tensor | None:
+        """The dense model's states over the text's windows, where a sparse model is compared and there is room for them."""
+        if not is_sparse(self.model):
+            return None
+        if text not in self._dense:
+            windows = self.windows(text)
+            size = windows.numel() * self.model.config.hidden_size * self.model.dtype.itemsize
+            if self._dense_bytes + size > DENSE_STATE_BYTES:
+                return None
+            self._dense[text] = dense_states(self.model, windows)
+            self._dense_bytes += size
+        return self._dense[text]
+
+
+def mean_levels(recipe: Recipe) -> dict[str, float]:
+    """Asked sparsity by kind of unit (`q_proj`, or `mlp_in` in groups), the mean over the blocks."""
+    levels: dict[str, list[float]] = {}
+    for name, unit in recipe.units.items():
+        levels.setdefault(name.rpartition(".")[2], []).append(unit.sparsity)
+    return {kind: round(sum(values) / len(values), 4) for kind, values in levels.items()}
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits are more than the measurement bears, and keep the files small."""
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return round(value, 6) if isinstance(value, float) else value
