@@ -60,7 +60,7 @@ def test_what_is_no_figure_is_refused(tmp_path, value):
         (["rsparse", "generate", "owner/name", "--prompt", "a b"], "rsparse generate owner/name --prompt 'a b'"),
         (["rsparse", "eval", "x", "--json=/home/someone/out.json"], "rsparse eval x --json=out.json"),
         (["rsparse", "eval", "x", "--perplexity", "../../secret/text.txt"], "rsparse eval x --perplexity text.txt"),
-        (["/usr/lib/python/rsparse/cli/__main__.py", "env"], "__main__.py env"),
+        (["/usr/lib/python/rsparse/cli/__main__.py", "env"], "rsparse env"),
     ],
 )
 def test_the_command_tells_no_folders(monkeypatch, typed, written):

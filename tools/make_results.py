@@ -58,7 +58,7 @@ def table(cells: dict[str, dict[str, Any]], names: list[str], *, first_windows: 
     head += [f"achieved sparsity, {title}" for title in TEXTS.values()] + ["MB a token"]
     if first_windows:
         head += [f"{title}, first {SKETCH_WINDOWS} windows" for title in TEXTS.values()]
-    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = head_lines(head)
     for name in names:
         records = [cells[name][text] for text in TEXTS]
         metrics = [record["metrics"] for record in records]
@@ -68,7 +68,7 @@ def table(cells: dict[str, dict[str, Any]], names: list[str], *, first_windows: 
         row.append(f"{max(m['bytes_per_token'] for m in metrics) / 1e6:.0f}")
         if first_windows:
             row += [f"{first_perplexity(m):.1f}" for m in metrics]
-        rows.append("| " + " | ".join(row) + " |")
+        rows.append(row_line(row))
     return rows
 
 
@@ -78,7 +78,7 @@ def first_perplexity(metrics: dict[str, Any]) -> float:
 
 
 def page(records: list[dict[str, Any]], cells: dict[str, dict[str, Any]]) -> str:
-    command = next(r["run"]["command"] for r in records)
+    command = next(r["run"]["command"] for r in records).replace("__main__.py", "rsparse", 1)
     lines = [
         "# Results",
         "",
@@ -88,7 +88,11 @@ def page(records: list[dict[str, Any]], cells: dict[str, dict[str, Any]]) -> str
         "",
     ]
     lines += [bench_protocol(records), "", "![perplexity over bytes](pareto.png)", ""]
-    lines += [markdown(records).replace("\n## ", "\n### ").replace("## ", "### ", 1), f"Command: `{command}`", ""]
+    lines += [
+        markdown(records).replace("\n## ", "\n### ").replace("## ", "### ", 1),
+        f"Command, a model at a time: `{command}`",
+        "",
+    ]
     lines += ["## Uniform recipes of R-Sparse: fit, score, grouping", "", protocol(cells), ""]
     for level in sorted({level_of(name) for name in cells} - {0.0}):
         names = ["dense", *(name for name in cells if level_of(name) == level)]

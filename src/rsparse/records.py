@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -48,7 +49,8 @@ def write(path: str | Path, record: dict[str, Any]) -> None:
 
 def command_line() -> str:
     """The command as typed, without the folders of the machine it ran on."""
-    return shlex.join([Path(sys.argv[0]).name, *map(_without_folders, sys.argv[1:])])
+    program = Path(sys.argv[0]).name
+    return shlex.join(["rsparse" if program == "__main__.py" else program, *map(_without_folders, sys.argv[1:])])
 
 
 def _without_folders(word: str) -> str:
@@ -57,17 +59,18 @@ def _without_folders(word: str) -> str:
 
 
 def commit() -> str | None:
-    """The checkout's commit where rsparse runs from one, with `+` for changes that are not committed."""
+    """The checkout's commit where rsparse runs from one, with `+` for changes that are not committed; else RSPARSE_COMMIT."""
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        inside = Path(git("rev-parse", "--show-toplevel")) / "src" / "rsparse" == here
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "") if inside else None
+        if Path(git("rev-parse", "--show-toplevel")) / "src" / "rsparse" == here:
+            return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        pass
+    return os.environ.get("RSPARSE_COMMIT")
 
 
 def environment() -> dict[str, Any]:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from rsparse.benchmark import workbench
-from rsparse.benchmark.quality import Cell, Grid, QualityBench, Settings
+from rsparse.benchmark.grid import Cell, Grid
+from rsparse.benchmark.quality import QualityBench
+from rsparse.benchmark.settings import Settings
 from rsparse.calibration import TextSource, calibrate
 from rsparse.calibration.windows import make_windows
 from rsparse.conversion import sparsify
@@ -179,7 +181,7 @@ def test_a_second_run_does_only_what_is_missing(files):
 def test_other_settings_are_refused_before_a_model_loads(files):
     Bench(files, grid(files)).run()
     other = Bench(files, grid(files), seed=3)
-    with pytest.raises(RSparseError, match="holds cells of seed 0, and this run has 3"):
+    with pytest.raises(RSparseError, match="holds cells of seed = 0, and this run has 3"):
         other.run()
     assert other.loads == []
 
@@ -234,3 +236,114 @@ def test_levels_by_kind():
     assert set(levels) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert levels["q_proj"] == 0
     assert levels["down_proj"] > levels["up_proj"] > 0
+
+
+def lines_of(files: Path) -> str:
+    return (files / "out" / "settings.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sink_tokens": 2}, "sink_tokens = 1, and this run has 2"),
+        ({"dtype": "bfloat16"}, "dtype = float32"),
+        ({"device": "cuda"}, "device = cpu"),
+        ({"chat_template": True}, "chat_template = False"),
+        ({"settle_tokens": 100}, "settle_tokens = None"),
+        ({"tasks": {"words": "other"}}, "task words"),
+    ],
+)
+def test_settings_that_make_other_figures_are_refused(files, changes, says):
+    Bench(files, grid(files), tasks={"words": "abc"}).run()
+    before = lines_of(files)
+    with pytest.raises(RSparseError, match=says):
+        Bench(files, grid(files), **({"tasks": {"words": "abc"}} | changes)).run()
+    assert lines_of(files) == before
+
+
+def test_a_text_of_the_same_name_with_other_words_is_refused(files):
+    Bench(files, grid(files)).run()
+    text_file(files, 130, seed=9).rename(files / "one.txt")
+    with pytest.raises(RSparseError, match="holds cells of text one ="):
+        Bench(files, grid(files)).run()
+
+
+def test_another_model_of_the_same_name_is_refused(files):
+    for folder, seed in (("a", 0), ("b", 1)):
+        (files / folder / "m").mkdir(parents=True)
+        (files / folder / "m" / "config.json").write_text(json.dumps({"seed": seed}))
+    Bench(files, grid(files, models=[str(files / "a" / "m")])).run()
+    with pytest.raises(RSparseError, match="holds cells of model m ="):
+        Bench(files, grid(files, models=[str(files / "b" / "m")])).run()
+
+
+def test_more_models_texts_and_methods_may_join(files):
+    Bench(files, grid(files, texts=[str(files / "one.txt")])).run()
+    more = Bench(files, grid(files, "sparse_only", "low_rank_only", models=["tiny", "second"]))
+    assert more.run() == []
+    kept = json.loads(lines_of(files))
+    assert set(kept["models"]) == {"tiny", "second"}
+    assert set(kept["texts"]) == {"one", "two", "calibration"}
+
+
+def test_a_text_that_is_too_short_fails_alone_and_by_its_name(files):
+    (files / "short.txt").write_text("a")
+    texts = [str(files / "short.txt"), str(files / "one.txt")]
+    bench = Bench(files, grid(files, texts=texts))
+    failed = bench.run()
+    assert len(failed) == 2
+    assert all("short.txt: " in line and "has only" in line for line in failed)
+    assert "sparse_only-s0.4-all-one.json" in bench.names()
+    assert "sparse_only-s0.4-all-tasks.json" in bench.names()
+
+
+def test_what_nobody_foresaw_fails_one_cell(files, monkeypatch):
+    real = workbench.evaluate
+
+    def evaluate(model, *arguments, **options):
+        if is_sparse(model):
+            raise RuntimeError("out of memory\nwith many lines")
+        return real(model, *arguments, **options)
+
+    monkeypatch.setattr(workbench, "evaluate", evaluate)
+    bench = Bench(files, grid(files))
+    failed = bench.run()
+    assert len(failed) == 2
+    assert failed[0].endswith("RuntimeError: out of memory with many lines")
+    assert "sparse_only-s0.4-all-tasks.json" in bench.names()
+    assert not is_sparse(bench.model)
+
+
+def test_ctrl_c_is_not_a_failed_cell(files, monkeypatch):
+    def evaluate(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workbench, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        Bench(files, grid(files)).run()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"limit": 0}, {"seq_len": 1}, {"num_fewshot": -1}, {"settle_tokens": -5}, {"max_tokens": 3}]
+)
+def test_settings_out_of_range(files, changes):
+    with pytest.raises(RSparseError, match="must be"):
+        settings(files, **changes)
+
+
+def test_sinks_reach_calibration_and_rows_are_counted_once(files):
+    policy = TokenPolicy("all", sink_tokens=3)
+    bench = Bench(files, grid(files, policies=[policy]), sink_tokens=3)
+    assert bench.run() == []
+    share = bench.record("sparse_only-s0.4-all-one")["metrics"]["sparse_row_share"]
+    assert share == pytest.approx(1 - 3 / SEQ_LEN)
+    tasks = bench.record("sparse_only-s0.4-all-tasks")["metrics"]
+    tokenizer = tiny_tokenizer()
+    inputs = set()
+    for i in range(6):
+        context = tokenizer(f"the river {i}")["input_ids"]
+        for choice in ("stone", "light and bread", "her"):
+            inputs.add(tuple(tokenizer(f"the river {i} {choice}")["input_ids"][:-1]))
+        assert len(context) > 3
+    expected = sum(len(ids) - 3 for ids in inputs) / sum(map(len, inputs))
+    assert tasks["sparse_row_share"] == pytest.approx(expected, abs=1e-6)

@@ -43,7 +43,7 @@ def test_a_failed_cell_is_named_and_the_exit_code_says_so(here):
     assert outcome.code == 2
     assert "failed: dense teal 96% all test.txt" in outcome.out
     assert outcome.err == (
-        "rsparse: error: 1 cells failed, the first with: dense teal 96% all test.txt: "
+        "rsparse: error: 1 of the cells failed, the first with: dense teal 96% all test.txt: "
         "method teal: its greedy allocation ends at sparsity 0.95, got 0.96\n"
     )
 
@@ -71,7 +71,7 @@ def test_bad_input_is_found_before_the_model_loads(here, says, arguments):
 def test_a_folder_of_other_settings_is_refused(here):
     command = ["bench", "quality", "dense", "--method", "sparse_only", "--data", "test.txt", *SIZE, "-o", "out"]
     good(*command)
-    bad("out holds cells of seed 0, and this run has 1", *command, "--seed", 1)
+    bad("out holds cells of seed = 0, and this run has 1", *command, "--seed", 1)
 
 
 def test_bench_without_a_suite_says_which_there_are():

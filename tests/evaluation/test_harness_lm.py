@@ -137,7 +137,11 @@ def test_the_policy_reaches_likelihoods_and_text(monkeypatch):
     lm = HarnessLM(sparse, tokenizer)
     context, continuation = tokenizer.encode("the river"), tokenizer.encode(" walks under")
     seen = []
-    monkeypatch.setattr(harness_lm, "generate", lambda *a, **options: seen.append(options) or types.SimpleNamespace(texts=[""]))
+    monkeypatch.setattr(
+        harness_lm,
+        "generate",
+        lambda *a, **options: seen.append(options) or types.SimpleNamespace(prompt_tokens=3, new_tokens=2, texts=[""]),
+    )
     for policy in (TokenPolicy(), TokenPolicy("decode"), TokenPolicy("dense")):
         lm.token_policy = policy
         expected = score_continuations(sparse, [(context, continuation)], policy)
@@ -208,7 +212,7 @@ def test_gsm8k_as_the_harness_has_it(monkeypatch):
         stops.append(options["stop"])
         assert options["temperature"] == 0
         number = [int(text.rpartition("has ")[2].split()[0]) for text in found]
-        return types.SimpleNamespace(texts=[texts[n] + "Question: and so on" for n in number])
+        return types.SimpleNamespace(prompt_tokens=3, new_tokens=2, texts=[texts[n] + "Question: and so on" for n in number])
 
     monkeypatch.setattr(harness_lm, "generate", answer)
     score = run_tasks(ours, [gsm8k(5)])["gsm8k"]
@@ -246,7 +250,9 @@ def answers_of(tmp_path, monkeypatch, rows, texts, name="made"):
     by_context = {row["context"]: text for row, text in zip(rows, texts, strict=True)}
 
     def write(model, tokenizer, prompts, **options):
-        return types.SimpleNamespace(texts=[by_context[tokenizer.decode(prompt)] for prompt in prompts])
+        return types.SimpleNamespace(
+            prompt_tokens=3, new_tokens=2, texts=[by_context[tokenizer.decode(prompt)] for prompt in prompts]
+        )
 
     monkeypatch.setattr(harness_lm, "generate", write)
     return run_tasks(both()[0], load_tasks(None, tmp_path))[name]

@@ -22,7 +22,12 @@ def on_cpu(x, c, t, row_mask=None):
 
 
 def on_gpu(x, c, t, row_mask=None):
-    return mask_rows.MaskedRows(*mask_rows._fused.function(x, c, t, row_mask, True))
+    found = mask_rows._on_gpu(x, c, t, row_mask, True)
+    without = mask_rows._on_gpu(x, c, t, row_mask, False)
+    assert without.dropped is None
+    assert torch.equal(without.kept, found.kept)
+    assert torch.equal(without.counts, found.counts)
+    return found
 
 
 @pytest.mark.parametrize("form", [on_cpu, on_gpu])
@@ -96,3 +101,27 @@ def test_a_gpu_tensor_runs_what_compile_returns(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: lambda x: x * 3)
     assert compiled.Compiled(lambda x: x * 2)(torch.ones(1).as_subclass(OnGpu)).tolist() == [3]
     assert compiled.Compiled(lambda x: x * 2)(torch.ones(1)).tolist() == [2]
+
+
+def test_two_signatures_compile_whatever_is_none_or_of_one_row(monkeypatch):
+    """Each mixture compiled by itself would meet torch.compile's limit of eight, and run uncompiled from then on."""
+    seen = []
+
+    def counting(function, dynamic):
+        import torch._dynamo
+
+        backend = lambda graph, inputs: seen.append(function.__name__) or graph.forward  # noqa: E731
+        return torch._dynamo.optimize(backend, dynamic=dynamic)(function)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    monkeypatch.setattr(mask_rows, "_keep", compiled.Compiled(mask_rows._keep.function))
+    monkeypatch.setattr(mask_rows, "_split", compiled.Compiled(mask_rows._split.function))
+    monkeypatch.setattr(mask_rows, "COMPILE_ROWS", 1)
+    monkeypatch.setattr(compiled, "compiles_on", lambda x: True)
+    for dropped in (False, True):
+        for shape in ((2, 40, 16), (3, 50, 16), (4, 30, 24), (1, 20, 16)):
+            for c in (None, torch.rand(shape[-1])):
+                for row_mask in (None, torch.rand(shape[:2]) > 0.5):
+                    mask_rows._on_gpu(torch.randn(shape), c, torch.tensor(0.5), row_mask, dropped)
+    assert sorted(set(seen)) == ["_keep", "_split"]
+    assert len(seen) <= 4  # a batch of one is another shape to torch.compile

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from rsparse.atomic import new_file
 
 MARKERS = "osDv^P*Xh<>"
 POOR = 3.0  # perplexities beyond so many times dense are cut off at the top
@@ -33,15 +34,19 @@ def plot(records: Sequence[dict[str, Any]], path: Path, *, policy: str | None = 
     for row, model in zip(axes, models, strict=True):
         for axis, text in zip(row, texts, strict=True):
             here = [r for r in found if (r["config"]["model"], r["config"]["data"]) == (model, text)]
-            _panel(axis, here, presets)
+            if here:
+                _panel(axis, here, presets)
+            else:
+                axis.set_axis_off()
             axis.set_title(f"{model.removesuffix('.gguf')}, {Path(text).stem}", fontsize=9)
         row[0].set_ylabel("perplexity")
     for axis in axes[-1]:
         axis.set_xlabel("bytes a token reads, share of dense")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+    entries = dict(reversed([pair[::-1] for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True)]))
+    figure.legend([entries[name] for name in sorted(entries)], sorted(entries), loc="outside right upper", fontsize=8)
     figure.suptitle(f"Quality over bytes read, token policy {policy}", fontsize=10)
-    figure.savefig(path, dpi=110)
+    with new_file(path) as aside:
+        figure.savefig(aside, dpi=110, format="png")
     plt.close(figure)
 
 
@@ -52,6 +57,8 @@ def _panel(axis: Any, records: list[dict[str, Any]], presets: list[str]) -> None
         mine = sorted((r for r in records if r["config"]["preset"] == preset), key=lambda r: r["config"]["sparsity"])
         share = [r["metrics"]["bytes_per_token"] / r["metrics"]["dense_bytes_per_token"] for r in mine]
         values = [r["metrics"]["perplexity"] for r in mine]
+        if not mine:
+            continue
         axis.plot(share, values, marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1, label=preset)
         seen += values
     if dense is not None:
@@ -64,4 +71,3 @@ def _panel(axis: Any, records: list[dict[str, Any]], presets: list[str]) -> None
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
-    assert math.isfinite(low)

@@ -30,7 +30,7 @@ def load_records(folder: Path) -> list[Record]:
 
 
 def order(record: Record) -> tuple[Any, ...]:
-    """Dense first, then by level; at a level from the best known baseline's name on, alphabetically."""
+    """By model, then by level, dense first, then by name."""
     config = record["config"]
     return config["model"], config["sparsity"], config["preset"]
 

@@ -21,7 +21,8 @@ from rsparse.recipe import Recipe
 from rsparse.sparse_model import achieved_sparsity, densify, is_sparse, measuring, state
 
 if TYPE_CHECKING:
-    from rsparse.benchmark.quality import Cell, Settings
+    from rsparse.benchmark.grid import Cell
+    from rsparse.benchmark.settings import Settings
 
 # Dense states that are kept to compare each sparse form with: 830,000 tokens of hidden size 576 are 1 GB in bf16.
 DENSE_STATE_BYTES = 6e9
@@ -76,7 +77,7 @@ class Workbench:
             # The asked levels are in the recipe; by unit they would be most of the file.
             metrics.pop("sparsity_by_unit", None)
             return config, _rounded(metrics)
-        config |= {"limit": self.settings.limit, "num_fewshot": self.settings.num_fewshot}
+        config |= {name: getattr(self.settings, name) for name in ("limit", "num_fewshot", "chat_template")}
         return config, _rounded(self._task_metrics(cell))
 
     def _task_metrics(self, cell: Cell) -> dict[str, Any]:
@@ -84,19 +85,26 @@ class Workbench:
             from rsparse.evaluation.harness_lm import HarnessLM
 
             self._lm = HarnessLM(self.model, self.tokenizer)
-        start, tokens = time.perf_counter(), self._lm.tokens_read
+        wanted = self.settings
+        self._lm.tokens_read = self._lm.tokens_generated = 0
+        start = time.perf_counter()
         with measuring(self.model) as meter:
             scores = run_tasks(
-                self._lm, self.tasks, cell.token_policy, limit=self.settings.limit, num_fewshot=self.settings.num_fewshot
+                self._lm,
+                self.tasks,
+                cell.token_policy,
+                limit=wanted.limit,
+                num_fewshot=wanted.num_fewshot,
+                chat=wanted.chat_template,
             )
         dense_bytes = dense_bytes_per_token(self.model)
         metrics: dict[str, Any] = {"tasks": {name: score.to_dict() for name, score in scores.items()}}
         metrics |= {"bytes_per_token": dense_bytes, "dense_bytes_per_token": dense_bytes}
-        read = self._lm.tokens_read - tokens
-        metrics["eval_tokens_per_second"] = read / (time.perf_counter() - start)
+        read, generated = self._lm.tokens_read, self._lm.tokens_generated
+        metrics["eval_tokens_per_second"] = (read + generated) / (time.perf_counter() - start)
         if is_sparse(self.model):
             total, by_unit = achieved_sparsity(self.model, meter)
-            metrics |= {"achieved_sparsity": total, "sparse_row_share": meter.sparse_rows / read if read else 0.0}
+            metrics |= {"achieved_sparsity": total, "sparse_row_share": meter.sparse_rows / max(1, read + generated)}
             metrics["bytes_per_token"] = bytes_per_token(self.model, by_unit)
         return metrics
 
@@ -106,8 +114,8 @@ class Workbench:
             wanted = self.settings
             self._calibration = calibrate(
                 self.model, self.tokenizer, wanted.calibration_data, tokens=wanted.calibration_tokens,
-                rows=min(wanted.calibration_rows, wanted.calibration_tokens), seq_len=wanted.seq_len, seed=wanted.seed,
-                name=short(self.name),
+                rows=min(wanted.calibration_rows, wanted.calibration_tokens), seq_len=wanted.seq_len,
+                sink_tokens=wanted.sink_tokens, seed=wanted.seed, name=short(self.name),
             )  # fmt: skip
         return self._calibration
 

@@ -37,7 +37,7 @@ def from_pretrained(
     place = pick_device(device)
     expected = pick_dtype("auto" if dtype == "stored" else dtype, place)
     dispatch.resolve(backend, place, expected)
-    source, extra = _locate(str(name))
+    source, extra = locate(str(name))
     try:
         with quiet_loading():
             config = None if extra else _config(source)
@@ -106,8 +106,8 @@ def embedded_gguf() -> Path | None:
     return None
 
 
-def _locate(name: str) -> tuple[str, dict[str, str]]:
-    """What transformers must be given: (folder or id, keyword arguments)."""
+def locate(name: str) -> tuple[str, dict[str, str]]:
+    """What transformers must be given: (folder or id, keyword arguments). Raises RSparseError for a path that is no model."""
     path = Path(name)
     if name == EMBEDDED and not path.exists():
         path_in_package = embedded_gguf()

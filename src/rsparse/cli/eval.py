@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from rsparse.calibration.text import TextSource
-    from rsparse.evaluation.against import comparison, recorded
+    from rsparse.evaluation.against import comparison
     from rsparse.evaluation.describe import short
     from rsparse.evaluation.measure import Plan, measure
     from rsparse.records import Run
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     if plan.text is not None:
         TextSource(plan.text).check()
     tasks = plan.load_tasks()
-    other = recorded(Path(args.against), plan, tasks) if args.against and args.against.endswith(".json") else None
+    other = _recorded(args.against, plan, tasks)
     model, tokenizer = options.load(args)
     if args.against == "dense" and not is_sparse(model):
         raise RSparseError(f"{args.model} is dense already; --against dense is for a sparse model")
@@ -60,15 +60,35 @@ def run(args: argparse.Namespace) -> None:
     for line in found.lines(plan):
         print(line)
     config, metrics = plan.config(), found.metrics()
-    if args.against:
-        if args.against == "dense":
-            other = measure(model, tokenizer, plan.dense(), tasks)
-        elif other is None:
-            second, second_tokenizer = options.load(argparse.Namespace(**vars(args) | {"model": args.against}))
-            other = measure(second, second_tokenizer, plan, tasks)
-        against: dict[str, Any] = comparison(found, other)
-        print(f"\nagainst {short(args.against)}")
-        for line in against.pop("lines"):
-            print(line)
-        config["against"], metrics["against"] = short(args.against), against
-    options.write_record(args, timer, model, config, metrics)
+    try:
+        if args.against:
+            other = other or _measured(args, model, tokenizer, plan, tasks)
+            against: dict[str, Any] = comparison(found, other)
+            print(f"\nagainst {short(args.against)}")
+            for line in against.pop("lines"):
+                print(line)
+            config["against"], metrics["against"] = short(args.against), against
+    finally:  # what was measured is kept, also where the other model fails
+        options.write_record(args, timer, model, config, metrics)
+
+
+def _recorded(against: str | None, plan: Any, tasks: list[Any]) -> Any:
+    """The record that --against names, or None where it is a model, which must be there."""
+    from rsparse.checkpoint.load import locate
+    from rsparse.evaluation.against import recorded
+
+    if against is None or against == "dense":
+        return None
+    if against.endswith(".json"):
+        return recorded(Path(against), plan, tasks)
+    locate(against)
+    return None
+
+
+def _measured(args: argparse.Namespace, model: Any, tokenizer: Any, plan: Any, tasks: list[Any]) -> Any:
+    """The other model, measured by the same plan."""
+    from rsparse.evaluation.measure import measure
+
+    if args.against == "dense":
+        return measure(model, tokenizer, plan.dense(), tasks)
+    return measure(*options.load(argparse.Namespace(**vars(args) | {"model": args.against})), plan, tasks)

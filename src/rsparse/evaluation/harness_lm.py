@@ -11,7 +11,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from rsparse.calibration.windows import bos_token
-from rsparse.evaluation.likelihood import score_continuations
+from rsparse.evaluation.likelihood import score_continuations, shared_inputs
 from rsparse.progress import progress
 from rsparse.runtime.generation import generate
 from rsparse.token_policy import TokenPolicy
@@ -30,7 +30,8 @@ class HarnessLM(TemplateLM):
         super().__init__()
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
         self.token_policy = TokenPolicy()
-        self.tokens_read = 0  # by the likelihoods, padding and shared inputs not counted
+        self.tokens_read = 0  # padding not counted, an input that several requests share once
+        self.tokens_generated = 0
         self._adds_bos = bos_token(tokenizer) is not None
         self._encoded: dict[tuple[str, bool], list[int]] = {}
 
@@ -79,10 +80,7 @@ class HarnessLM(TemplateLM):
         self, requests: list[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         pairs = [(context, continuation) for _, context, continuation in requests]
-        self.tokens_read += sum(len(context) + len(continuation) - 1 for context, continuation in pairs)
-        return score_continuations(
-            self.model, pairs, self.token_policy, batch_tokens=self.batch_tokens, max_length=self.max_length
-        )
+        return self._scores(pairs)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """log p of whole strings, in windows that overlap by nothing but the token before."""
@@ -94,12 +92,16 @@ class HarnessLM(TemplateLM):
                 pairs.append(window)
                 owners.append(number)
         totals = [0.0] * len(requests)
-        scores = score_continuations(
-            self.model, pairs, self.token_policy, batch_tokens=self.batch_tokens, max_length=self.max_length
-        )
+        scores = self._scores(pairs)
         for owner, (log_p, _) in zip(owners, scores, strict=True):
             totals[owner] += log_p
         return totals
+
+    def _scores(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        self.tokens_read += sum(len(each.ids) for each in shared_inputs(pairs, self.max_length))
+        return score_continuations(
+            self.model, pairs, self.token_policy, batch_tokens=self.batch_tokens, max_length=self.max_length
+        )
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Greedy text up to the first stop string; sampling where the task's settings ask for it."""
@@ -135,4 +137,5 @@ class HarnessLM(TemplateLM):
             token_policy=self.token_policy,
             stop=stop,
         )
+        self.tokens_generated += result.prompt_tokens + result.new_tokens
         return [postprocess_generated_text(generation=text, stop=stop, think_end_token=None) for text in result.texts]

@@ -45,15 +45,8 @@ def score_continuations(
     """
     token_policy = token_policy or TokenPolicy()
     device = next(model.parameters()).device
-    limit = max_length or getattr(model.config, "max_position_embeddings", None) or 1 << 30
-    # Answers of one token, as of a yes-or-no question, share the whole input: it runs once.
-    targets: dict[_Input, list[int]] = {}
-    for index, (context, continuation) in enumerate(requests):
-        if not context or not 0 < len(continuation) <= limit:
-            sizes = f"{len(context)} and {len(continuation)} tokens"
-            raise RSparseError(f"cannot score a context and a continuation of {sizes} in {limit} positions")
-        ids = (*context, *continuation)[-(limit + 1) : -1]
-        targets.setdefault(_Input(ids, len(continuation)), []).append(index)
+    limit = max_length or int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+    targets = shared_inputs(requests, limit)
     results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
     with progress(len(requests), label, unit="request") as bar:
         for inputs in _by_length(list(targets), batch_tokens or default_batch_tokens(model)):
@@ -64,6 +57,18 @@ def score_continuations(
                 results[index] = score
             bar.update(len(asked))
     return results
+
+
+def shared_inputs(requests: Sequence[tuple[Sequence[int], Sequence[int]]], limit: int) -> dict[_Input, list[int]]:
+    """Indices of requests by what the model reads for them: answers of one token to one question share it all, and run once."""
+    inputs: dict[_Input, list[int]] = {}
+    for index, (context, continuation) in enumerate(requests):
+        if not context or not 0 < len(continuation) <= limit:
+            sizes = f"{len(context)} and {len(continuation)} tokens"
+            raise RSparseError(f"cannot score a context and a continuation of {sizes} in {limit} positions")
+        ids = (*context, *continuation)[-(limit + 1) : -1]
+        inputs.setdefault(_Input(ids, len(continuation)), []).append(index)
+    return inputs
 
 
 def _by_length(inputs: list[_Input], budget: int) -> Iterator[list[_Input]]:

@@ -14,6 +14,7 @@ from rsparse.evaluation.tasks import TaskScore
 
 Z = 1.959964  # 97.5 % of the normal distribution
 RESAMPLES = 10_000
+LEAST_ABOVE_CHANCE = 1e-4  # mean accuracy above chance below which there is nothing to keep a share of
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def above_chance_share(a: Mapping[str, TaskScore], b: Mapping[str, TaskScore], *
         n = rows.shape[1]
         drawn = np.vstack([counts, generator.multinomial(n, counts / n, size=RESAMPLES)])
         totals += outcomes @ drawn.T / n - chance
-    if totals[1, 0] <= 0:
+    if totals[1, 0] <= LEAST_ABOVE_CHANCE * len(names):
         raise RSparseError("the second model is not above chance on these tasks, so that there is nothing to keep")
     shares = totals[0] / np.where(totals[1] > 0, totals[1], np.nan)
     low, high = np.nanpercentile(shares[1:], [2.5, 97.5])

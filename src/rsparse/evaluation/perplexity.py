@@ -15,6 +15,7 @@ from torch import Tensor
 from rsparse.bytes_read import bytes_per_token, dense_bytes_per_token
 from rsparse.errors import RSparseError
 from rsparse.losses import batch_tokens, compare, hidden_states, nll_of
+from rsparse.meter import SparsityMeter
 from rsparse.models.layout import check_positions
 from rsparse.progress import progress
 from rsparse.sparse_model import achieved_sparsity, is_sparse, measuring, state
@@ -79,7 +80,7 @@ def evaluate(
     scored = _Pass(model, token_policy, prompt, against_dense)
     totals: dict[str, list[Tensor]] = {"nll": [], "dense_nll": [], "kl": [], "agree": []}
     if next(model.parameters()).is_cuda:  # compiles what is compiled, off the clock
-        scored.losses(windows[:1].to(device), None)
+        scored.losses(windows[:2].to(device), None)  # a batch of one would compile for itself
         scored = _Pass(model, token_policy, prompt, against_dense)
     start = time.perf_counter()
     with measuring(model) as meter, progress(len(windows), label, unit="window") as bar:
@@ -89,26 +90,34 @@ def evaluate(
                 totals[name].append(values[:, first:])
             bar.update(len(ids))
     joined = {name: torch.cat(parts).double() for name, parts in totals.items() if parts}
-    nll, dense_bytes = joined["nll"], dense_bytes_per_token(model)
-    result: dict[str, Any] = {
-        "perplexity": _exp(nll),
-        "tokens": nll.numel(),
-        "window_nll": [round(value, 5) for value in nll.mean(1).tolist()],
-        "dense_bytes_per_token": dense_bytes,
-        "bytes_per_token": dense_bytes,
-        "eval_tokens_per_second": windows.numel() / (time.perf_counter() - start),
-        "forward_tokens_per_second": windows.numel() / scored.clock.seconds,
-    }
-    if is_sparse(model):
-        total, by_unit = achieved_sparsity(model, meter)
-        result.update(achieved_sparsity=total, sparsity_by_unit=by_unit)
-        result.update(sparse_row_share=meter.sparse_rows / windows.numel(), bytes_per_token=bytes_per_token(model, by_unit))
+    seconds = time.perf_counter() - start
+    sizes = _sizes(model, meter, windows.numel())
+    return Perplexity(**(_figures(joined) | sizes | scored.rates(windows.numel(), seconds)))
+
+
+def _figures(joined: dict[str, Tensor]) -> dict[str, Any]:
+    """From losses by token, [windows, scored]."""
+    nll = joined["nll"]
+    windows = [round(value, 5) for value in nll.mean(1).tolist()]
+    found: dict[str, Any] = {"perplexity": _exp(nll), "tokens": nll.numel(), "window_nll": windows}
     if "kl" in joined:
-        result.update(dense_perplexity=_exp(joined["dense_nll"]))
-        result.update(kl_to_dense=float(joined["kl"].mean()), token_agreement=float(joined["agree"].mean()))
-    if scored.dense_clock.seconds:
-        result.update(dense_forward_tokens_per_second=windows.numel() / scored.dense_clock.seconds)
-    return Perplexity(**result)
+        found |= {"dense_perplexity": _exp(joined["dense_nll"]), "kl_to_dense": float(joined["kl"].mean())}
+        found["token_agreement"] = float(joined["agree"].mean())
+    return found
+
+
+def _sizes(model: PreTrainedModel, meter: SparsityMeter, tokens: int) -> dict[str, Any]:
+    """What was read, over the rows that ran sparse."""
+    dense_bytes = dense_bytes_per_token(model)
+    if not is_sparse(model):
+        return {"dense_bytes_per_token": dense_bytes, "bytes_per_token": dense_bytes}
+    total, by_unit = achieved_sparsity(model, meter)
+    found: dict[str, Any] = {
+        "achieved_sparsity": total,
+        "sparsity_by_unit": by_unit,
+        "sparse_row_share": meter.sparse_rows / tokens,
+    }
+    return found | {"dense_bytes_per_token": dense_bytes, "bytes_per_token": bytes_per_token(model, by_unit)}
 
 
 class _Pass:
@@ -118,6 +127,12 @@ class _Pass:
         self.model, self.token_policy, self.prompt, self.against_dense = model, token_policy, prompt, against_dense
         device = next(model.parameters()).device
         self.clock, self.dense_clock = _Clock(device), _Clock(device)
+
+    def rates(self, tokens: int, seconds: float) -> dict[str, float]:
+        """Tokens a second: of all that took `seconds`, and of the blocks alone."""
+        found = {"eval_tokens_per_second": tokens / seconds, "forward_tokens_per_second": tokens / self.clock.seconds}
+        dense = self.dense_clock.seconds
+        return found | ({"dense_forward_tokens_per_second": tokens / dense} if dense else {})
 
     def losses(self, ids: Tensor, dense_hidden: Tensor | None) -> dict[str, Tensor]:
         """Columns of `losses.Comparison` for ids [batch, tokens]; of a dense model only `nll`."""

@@ -45,7 +45,7 @@ class TaskScore:
         found["stderr"] = round(statistics.stdev(scores) / math.sqrt(n), 6) if n > 1 else None
         found["n"] = n
         if self.chance is not None:
-            found["chance"] = round(self.chance, 6)
+            found["chance"] = self.chance
         return found | {"rows": {name: _packed(values) for name, values in self.rows.items()}}
 
     @classmethod

@@ -20,7 +20,7 @@ class Compiled:
         self._failed = False
 
     def __call__(self, x: torch.Tensor, *args: Any) -> Any:
-        if not x.is_cuda or self._failed or torch.compiler.is_compiling():
+        if not compiles_on(x) or self._failed or torch.compiler.is_compiling():
             return self.function(x, *args)
         try:
             if self._compiled is None:
@@ -33,3 +33,8 @@ class Compiled:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warnings.warn(f"torch.compile failed ({reason[:200]}); evaluation goes on without it, slower", stacklevel=2)
             return self.function(x, *args)
+
+
+def compiles_on(x: torch.Tensor) -> bool:
+    """On a CPU the eager passes are few, and a compiler may be missing."""
+    return x.is_cuda

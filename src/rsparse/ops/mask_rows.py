@@ -32,8 +32,7 @@ def mask_rows(x: Tensor, c: Tensor | None, t: Tensor, row_mask: Tensor | None = 
     sparse; the others come back whole, with all channels counted.
     """
     if x.is_cuda:
-        rows = x.shape[:-1].numel()
-        return MaskedRows(*(_fused if rows >= COMPILE_ROWS else _fused.function)(x, c, t, row_mask, dropped))
+        return _on_gpu(x, c, t, row_mask, dropped)
     score = x.float() if c is None else x.float() * c
     m = F.hardshrink(score, float(t)).sign_().abs_()  # 1 where |x|·c > t: hardshrink leaves what is strictly beyond ±t
     if row_mask is not None:
@@ -42,12 +41,29 @@ def mask_rows(x: Tensor, c: Tensor | None, t: Tensor, row_mask: Tensor | None = 
     return MaskedRows(kept, x - kept if dropped else None, m.sum(-1))
 
 
+def _on_gpu(x: Tensor, c: Tensor | None, t: Tensor, row_mask: Tensor | None, dropped: bool) -> MaskedRows:
+    rows = x.flatten(0, -2)
+    # Two functions of one signature each, with rows as the only length that changes: otherwise every mixture of None and
+    # tensor, and a batch of one, compiles anew, and torch.compile gives up at the eighth.
+    c = torch.ones(x.shape[-1], device=x.device) if c is None else c
+    sparse = torch.ones(len(rows), dtype=torch.bool, device=x.device) if row_mask is None else row_mask.flatten()
+    split = _split if dropped else _keep
+    found = (split if len(rows) >= COMPILE_ROWS else split.function)(rows, c, t, sparse)
+    kept, counts = found[0].view(x.shape), found[-1].view(x.shape[:-1])
+    return MaskedRows(kept, found[1].view(x.shape) if dropped else None, counts)
+
+
+def _mask(x: Tensor, c: Tensor, t: Tensor, sparse: Tensor) -> Tensor:
+    return (x.abs().float() * c > t) | ~sparse.unsqueeze(-1)
+
+
 @Compiled
-def _fused(
-    x: Tensor, c: Tensor | None, t: Tensor, row_mask: Tensor | None, dropped: bool
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    score = x.abs().float()
-    m = (score if c is None else score * c) > t
-    if row_mask is not None:
-        m = m | ~row_mask.unsqueeze(-1)
-    return torch.where(m, x, 0), torch.where(m, 0, x) if dropped else None, m.sum(-1, dtype=torch.int32)
+def _keep(x: Tensor, c: Tensor, t: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+    m = _mask(x, c, t, sparse)
+    return torch.where(m, x, 0), m.sum(-1, dtype=torch.int32)
+
+
+@Compiled
+def _split(x: Tensor, c: Tensor, t: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    m = _mask(x, c, t, sparse)
+    return torch.where(m, x, 0), torch.where(m, 0, x), m.sum(-1, dtype=torch.int32)

@@ -63,21 +63,12 @@ def generate(
     receives pieces of text as they come, for a single prompt. Raises RSparseError on an empty prompt, on too few
     tokens asked, and on a chat without a chat template.
     """
-    if max_new_tokens < 1:
-        raise RSparseError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if not (math.isfinite(temperature) and temperature >= 0 and 0 < top_p <= 1):
-        raise RSparseError(f"temperature must be 0 or more and top_p in (0, 1], got {temperature} and {top_p}")
-    if not prompts:
-        raise RSparseError("there is no prompt")
+    _check(prompts, max_new_tokens, temperature, top_p)
     encoded = _encode(tokenizer, prompts).to(next(model.parameters()).device)
     length = encoded["input_ids"].shape[1]
     check_positions(model, length + max_new_tokens, f"{length} prompt tokens and {max_new_tokens} new ones")
     watch = _Watch(tokenizer, on_text if len(prompts) == 1 else None)
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    if ignore_eos:
-        sampling["eos_token_id"] = None
+    sampling = _sampling(temperature, top_p, ignore_eos)
     ends = _Ends(tokenizer, stop, length, len(prompts))
     if stop:
         sampling["stopping_criteria"] = [ends]
@@ -98,7 +89,6 @@ def generate(
             pad_token_id=_pad(tokenizer),
             streamer=watch if len(prompts) == 1 else None,
             logits_processor=[watch.on_logits],
-            **_cleared(model, temperature),
             **sampling,
         )
         _synchronize(model)
@@ -106,10 +96,27 @@ def generate(
     watch.end()
     new = out[:, length:].cpu()
     eos = _eos_ids(model, ignore_eos)
-    counts = [min(_count(row.tolist(), eos), end) for row, end in zip(new, ends.at(new.shape[1]), strict=True)]
+    counts = [min(_count(row.tolist(), eos), stopped) for row, stopped in zip(new, ends.at(new.shape[1]), strict=True)]
     texts = [tokenizer.decode(row[:count], skip_special_tokens=True) for row, count in zip(new, counts, strict=True)]
     first = watch.first or end
     return GenerationResult(texts, new, int(encoded["attention_mask"].sum()), sum(counts), first - start, end - first)
+
+
+def _check(prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, top_p: float) -> None:
+    if max_new_tokens < 1:
+        raise RSparseError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if not (math.isfinite(temperature) and temperature >= 0 and 0 < top_p <= 1):
+        raise RSparseError(f"temperature must be 0 or more and top_p in (0, 1], got {temperature} and {top_p}")
+    if not prompts:
+        raise RSparseError("there is no prompt")
+
+
+def _sampling(temperature: float, top_p: float, ignore_eos: bool) -> dict[str, Any]:
+    """What model.generate() must be told. A checkpoint's own sampling settings would only warn on a greedy run."""
+    found: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature:
+        found = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    return found | ({"eos_token_id": None} if ignore_eos else {})
 
 
 def _ids(tokenizer: Any, prompt: Any) -> list[int]:
@@ -142,11 +149,6 @@ def _pad(tokenizer: Any) -> int:
 def _eos_ids(model: Any, ignore_eos: bool) -> set[int]:
     eos = None if ignore_eos else model.generation_config.eos_token_id
     return set() if eos is None else set(eos) if isinstance(eos, list) else {eos}
-
-
-def _cleared(model: Any, temperature: float) -> dict[str, Any]:
-    """A checkpoint's own sampling settings would only warn on a greedy run."""
-    return {} if temperature else {"temperature": None, "top_p": None, "top_k": None}
 
 
 def _count(row: list[int], eos: set[int]) -> int:

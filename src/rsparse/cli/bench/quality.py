@@ -38,8 +38,33 @@ def run(args: argparse.Namespace) -> None:
     from rsparse.analysis.pareto import plot
     from rsparse.analysis.quality_table import load_records, markdown
     from rsparse.atomic import write_text
-    from rsparse.benchmark.quality import Grid, QualityBench, Settings
+    from rsparse.benchmark.quality import QualityBench
     from rsparse.calibration.text import TextSource
+
+    grid = _grid(args)
+    for text in [*args.data, args.calibration_data]:
+        TextSource(text).check()
+    settings = _settings(args)
+    tasks: list[Any] = []
+    if grid.tasks:
+        from rsparse.evaluation.tasks import load_tasks
+
+        tasks = load_tasks(options.task_names(args), args.task_dir)
+
+    def load(model: str) -> tuple[Any, Any]:
+        return options.load(argparse.Namespace(**vars(args) | {"model": model}))
+
+    failed = QualityBench(grid, settings, args.out, load, tasks).run()
+    if records := load_records(args.out):
+        write_text(args.out / "table.md", markdown(records))
+        plot(records, args.out / "pareto.png")
+        print(f"{args.out}: {len(records)} records, table.md and pareto.png")
+    if failed:
+        raise RSparseError(f"{len(failed)} of the cells failed, the first with: {failed[0]}")
+
+
+def _grid(args: argparse.Namespace) -> Any:
+    from rsparse.benchmark.grid import Grid
     from rsparse.methods import MethodSpec, names
 
     wants_tasks = args.tasks is not None or args.task_dir is not None
@@ -51,30 +76,33 @@ def run(args: argparse.Namespace) -> None:
     if task_levels is not None and not set(task_levels) <= set(levels):
         raise RSparseError(f"--task-levels {args.task_levels} must be among --levels {args.levels}")
     text_policies = None if args.text_policy is None else _policies(args.text_policy, args)
-    grid = Grid(args.models, specs, levels, policies, args.data, text_policies, wants_tasks, task_levels)
-    settings = Settings(
+    return Grid(args.models, specs, levels, policies, args.data, text_policies, wants_tasks, task_levels)
+
+
+def _settings(args: argparse.Namespace) -> Any:
+    from rsparse.benchmark.settings import Settings
+    from rsparse.checkpoint.load import pick_device, pick_dtype
+
+    if args.num_fewshot and args.task_dir is not None:
+        raise RSparseError("--num-fewshot is for the harness's own tasks; write examples into the contexts of --task-dir")
+    device = pick_device(args.device)
+    dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
+    return Settings(
         args.calibration_data, args.calibration_tokens, seq_len=args.seq_len, max_tokens=args.max_tokens,
-        settle_tokens=args.settle_tokens, limit=args.limit, num_fewshot=args.num_fewshot, seed=args.seed, dtype=args.dtype,
+        settle_tokens=args.settle_tokens, sink_tokens=args.sink_tokens, limit=args.limit, num_fewshot=args.num_fewshot,
+        chat_template=args.chat_template, seed=args.seed, dtype=dtype, device=device.type, tasks=_task_stamps(args),
     )  # fmt: skip
-    for text in [*args.data, args.calibration_data]:
-        TextSource(text).check()
-    tasks: list[Any] = []
-    if wants_tasks:
-        from rsparse.evaluation.tasks import load_tasks
 
-        tasks = load_tasks(options.task_names(args), args.task_dir)
 
-    def load(model: str) -> tuple[Any, Any]:
-        return options.load(argparse.Namespace(**vars(args) | {"model": model}))
+def _task_stamps(args: argparse.Namespace) -> dict[str, str]:
+    """Each task's content, or that it is the harness's own."""
+    from rsparse.benchmark.settings import text_stamp
+    from rsparse.evaluation.task_files import task_files
 
-    failed = QualityBench(grid, settings, args.out, load, tasks).run()
-    records = load_records(args.out)
-    if records:
-        write_text(args.out / "table.md", markdown(records))
-        plot(records, args.out / "pareto.png")
-        print(f"{args.out}: {len(records)} records, table.md and pareto.png")
-    if failed:
-        raise RSparseError(f"{len(failed)} cells failed, the first with: {failed[0]}")
+    names = options.task_names(args)
+    if args.task_dir is not None:
+        return {name: text_stamp(str(path)) for name, path in task_files(args.task_dir, list(names) if names else None).items()}
+    return dict.fromkeys(names or (), "lm-evaluation-harness")
 
 
 def _numbers(text: str, option: str) -> list[float]:

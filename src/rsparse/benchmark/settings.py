@@ -1,0 +1,101 @@
+"""What every cell of a folder has in common, kept there so that one table is one protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rsparse.atomic import write_text
+from rsparse.errors import RSparseError
+from rsparse.evaluation.describe import short
+
+SETTINGS_FILE = "settings.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How cells are measured. `settle_tokens` None: all calibration tokens solve the thresholds; `tasks`: a stamp by name.
+
+    Raises RSparseError for values out of range.
+    """
+
+    calibration_data: str
+    calibration_tokens: int = 32768
+    calibration_rows: int = 4096
+    seq_len: int = 512
+    max_tokens: int | None = None
+    settle_tokens: int | None = None
+    sink_tokens: int = 1
+    limit: int | None = None
+    num_fewshot: int | None = None
+    chat_template: bool = False
+    seed: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+    tasks: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        least = {"seq_len": 2, "calibration_tokens": self.seq_len, "limit": 1, "num_fewshot": 0, "settle_tokens": 0}
+        for name, bound in {**least, "max_tokens": self.seq_len, "sink_tokens": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise RSparseError(f"--{name.replace('_', '-')} must be {bound} or more, got {value}")
+
+
+def check_folder(folder: Path, settings: Settings, models: Mapping[str, str], texts: Mapping[str, str]) -> None:
+    """Write all of it to `folder`, or raise RSparseError where cells there are of other settings, or of another model, text or
+    task of one name. `models` and `texts` map labels to names; more of them may join a folder."""
+    path = folder / SETTINGS_FILE
+    common = asdict(settings) | {"calibration_data": short(settings.calibration_data)}
+    mine = {
+        "settings": {name: value for name, value in common.items() if name != "tasks"},
+        "tasks": dict(settings.tasks),
+        "models": {label: model_stamp(name) for label, name in models.items()},
+        "texts": {label: text_stamp(name) for label, name in texts.items()},
+    }
+    theirs = _read(path)
+    for part, values in theirs.items():
+        strict = part == "settings" or (part == "tasks" and values and mine[part])
+        for name in sorted({*values, *mine[part]} if strict else set(values) & set(mine[part])):
+            there, here = values.get(name), mine[part].get(name)
+            if there != here:
+                what = name if part == "settings" else f"{part[:-1]} {name}"
+                raise RSparseError(
+                    f"{folder} holds cells of {what} = {there}, and this run has {here}; choose another folder, or the same"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    merged = {part: {**theirs.get(part, {}), **values} for part, values in mine.items()}
+    write_text(path, json.dumps(merged, indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {part: dict(found[part]) for part in ("settings", "tasks", "models", "texts")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RSparseError(f"{path} is not a bench's settings ({type(error).__name__}: {error}); move it away") from error
+
+
+def text_stamp(name: str) -> str:
+    """A file's content in twelve hex digits; other texts by their name."""
+    path = Path(name)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else name
+
+
+def model_stamp(name: str) -> str:
+    """A local model by its configuration and its files' sizes, without reading the weights; others by their name."""
+    path = Path(name)
+    if path.is_file():
+        return f"{path.stat().st_size} bytes"
+    if not path.is_dir():
+        return name
+    parts = [f"{each.name} {each.stat().st_size}" for each in sorted(path.iterdir()) if each.suffix in (".safetensors", ".bin")]
+    config = path / "config.json"
+    parts.append(config.read_text(encoding="utf-8") if config.is_file() else "")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
