@@ -8,7 +8,7 @@ import pytest
 import transformers
 from transformers import modeling_gguf_pytorch_utils as gguf_module
 
-from rsparse.quiet import quiet_hub, quiet_loading
+from rsparse.quiet import quiet_hub, quiet_loading, quiet_saving
 
 
 @pytest.mark.parametrize("quiet", [quiet_hub, quiet_loading])
@@ -49,3 +49,13 @@ def test_settings_come_back_after_an_error():
         raise ValueError("stop")
     assert gguf_module.tqdm is bar
     assert transformers.logging.get_verbosity() == before
+
+
+def test_saving_shows_no_bar_in_a_log(monkeypatch):
+    assert transformers.logging.is_progress_bar_enabled()
+    with quiet_saving():
+        assert not transformers.logging.is_progress_bar_enabled()
+    assert transformers.logging.is_progress_bar_enabled()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with quiet_saving():
+        assert transformers.logging.is_progress_bar_enabled()

@@ -121,7 +121,7 @@ class _Sparsifier:
         if unit.kept_share >= 1:
             return
         weights = [site.linears[name].weight for name in unit.linears]
-        factors = self._factors(unit, weights, statistics)
+        factors = fitted_factors(self.recipe.fit, unit, weights, statistics, seed=self.seed)
         weight = torch.cat(weights)
         residual = torch.cat([reference.deflate(w, *uv) if uv else w for w, uv in zip(weights, factors, strict=True)])
         scale = criteria.channel_scale(unit.criterion, weight, residual, unit.rank)
@@ -153,29 +153,34 @@ class _Sparsifier:
         self.thresholds[key] = threshold
         members[0].threshold.fill_(threshold)
 
-    def _factors(
-        self, unit: UnitRecipe, weights: list[Tensor], statistics: SiteStatistics | None
-    ) -> list[tuple[Tensor, Tensor] | None]:
-        """(U, V) for each linear in the weights' dtype, None where its rank is 0."""
-        dropped = None
-        if self.recipe.fit == "dropped" and unit.rank:
-            assert statistics is not None
-            dropped = _dropped(statistics.rows.to(self.device), unit.kept_share)
-        if len(unit.ranks) > 1:
-            return [self._fit(weight, rank, dropped) for weight, rank in zip(weights, unit.ranks, strict=True)]
-        whole = self._fit(torch.cat(weights), unit.rank, dropped)
-        if whole is None:
-            return [None] * len(weights)
-        return [(part.contiguous(), whole[1]) for part in whole[0].split(list(unit.outs))]
 
-    def _fit(self, weight: Tensor, rank: int, dropped: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        if rank == 0:
-            return None
-        if dropped is None:
-            u, v = truncated_svd(weight, rank, seed=self.seed)
-        else:
-            u, v = fit_to_dropped(weight, dropped, rank, seed=self.seed)
-        return _padded(u, rank, weight.dtype), _padded(v, rank, weight.dtype)
+def fitted_factors(
+    fit: str, unit: UnitRecipe, weights: list[Tensor], statistics: SiteStatistics | None, *, seed: int = 0
+) -> list[tuple[Tensor, Tensor] | None]:
+    """(U, V) for each linear of `unit` in the weights' dtype, None where its rank is 0.
+
+    A prefix of the columns is the factors of a lower rank. `statistics` are of the unit's input; fit `svd` needs none.
+    """
+    dropped = None
+    if fit == "dropped" and unit.rank:
+        assert statistics is not None
+        dropped = _dropped(statistics.rows.to(weights[0].device), unit.kept_share)
+    if len(unit.ranks) > 1:
+        return [_fit(weight, rank, dropped, seed) for weight, rank in zip(weights, unit.ranks, strict=True)]
+    whole = _fit(torch.cat(weights), unit.rank, dropped, seed)
+    if whole is None:
+        return [None] * len(weights)
+    return [(part.contiguous(), whole[1]) for part in whole[0].split(list(unit.outs))]
+
+
+def _fit(weight: Tensor, rank: int, dropped: Tensor | None, seed: int) -> tuple[Tensor, Tensor] | None:
+    if rank == 0:
+        return None
+    if dropped is None:
+        u, v = truncated_svd(weight, rank, seed=seed)
+    else:
+        u, v = fit_to_dropped(weight, dropped, rank, seed=seed)
+    return _padded(u, rank, weight.dtype), _padded(v, rank, weight.dtype)
 
 
 def _dropped(rows: Tensor, share: float) -> Tensor:

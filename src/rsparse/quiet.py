@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +37,21 @@ def quiet_loading() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def quiet_saving() -> Iterator[None]:
+    """Without transformers' bar over shards in a log; a terminal still gets it."""
+    from transformers import logging
+
+    hide = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
             logging.enable_progress_bar()
 
 

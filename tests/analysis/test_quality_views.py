@@ -120,3 +120,12 @@ def test_the_plot_shows_each_method_at_its_share_of_bytes(tmp_path, monkeypatch)
 def test_no_perplexity_no_plot(tmp_path):
     plot([record("teal", 0.5, rows="10")], tmp_path / "p.png")
     assert not (tmp_path / "p.png").exists()
+
+
+def test_a_panel_that_nobody_ran_is_left_empty(tmp_path):
+    records = [
+        record("dense", 0.0, text="a.txt", perplexity=10.0),
+        record("teal", 0.5, text="b.txt", perplexity=12.0, model="other"),
+    ]
+    plot(records, tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 5000

@@ -12,6 +12,7 @@ from rsparse.calibration.histogram import (
     channel_histogram,
     kept_share,
     lookup_threshold,
+    quantile_threshold,
     solve_threshold,
 )
 
@@ -157,3 +158,52 @@ def test_zeros_cannot_be_kept():
     assert share_above(x, None, t) == pytest.approx(nonzero, abs=1e-4)
     half = solve_threshold(x, None, nonzero / 2)
     assert share_above(x, None, half) == pytest.approx(nonzero / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("share", SHARES)
+def test_a_quantile_threshold_keeps_the_share(share, factor, scaled, dtype):
+    x, c = activations(dtype) * factor, scales() if scaled else None
+    t = quantile_threshold(x, c, share)
+    assert t.dtype == torch.float32
+    assert t.shape == ()
+    assert share_above(x, c, t) == pytest.approx(share, abs=0.003)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_quantile_thresholds_lean_to_neither_side(scaled, dtype):
+    x, c = activations(dtype), scales() if scaled else None
+    shares = [step / 40 for step in range(1, 40)]
+    off = [share_above(x, c, quantile_threshold(x, c, share)) - share for share in shares]
+    assert abs(sum(off) / len(off)) < 3e-4
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("share", SHARES)
+def test_a_quantile_threshold_masks_like_a_solved_one(share, scaled):
+    x, c = activations(), scales() if scaled else None
+    quick, solved = (score(x, c) > float(solve(x, c, share)) for solve in (quantile_threshold, solve_threshold))
+    assert (quick != solved).double().mean() < 0.002
+    assert not ((quick & ~solved).any() and (solved & ~quick).any())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e4])
+def test_quantile_thresholds_of_all_and_nothing(factor, scaled, dtype):
+    x, c = activations(dtype) * factor, scales() if scaled else None
+    assert share_above(x, c, quantile_threshold(x, c, 1.0)) == 1
+    for nothing in (0.0, -1e-10):  # a budget that low-rank takes whole, but for rounding
+        t = quantile_threshold(x, c, nothing)
+        assert t.isfinite()
+        assert share_above(x, c, t) == 0
+
+
+def test_a_quantile_threshold_cannot_keep_zeros():
+    x = activations().relu()
+    t = quantile_threshold(x, None, 0.9)
+    assert t >= 0
+    assert share_above(x, None, t) == pytest.approx(float((x > 0).double().mean()), abs=1e-4)

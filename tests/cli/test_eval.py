@@ -125,7 +125,7 @@ def test_records_of_other_rows(here, request):
 
 def test_other_windows(here):
     good("eval", "sparse", *TEXT, "--json", "a.json")
-    bad("windows pair only", "eval", "sparse", *TEXT[:-1], 48, "--against", "a.json")
+    bad("max_tokens 240, and this run of 48", "eval", "sparse", *TEXT[:-1], 48, "--against", "a.json")
     # decode scores half of each window
     bad("windows pair only", "eval", "sparse", *TEXT, "--token-policy", "decode", "--against", "a.json")
 
@@ -182,7 +182,7 @@ def test_evaluations_that_make_no_sense(options, says):
 def test_task_rows(here):
     with (here / "tasks" / "gsm.jsonl").open("a") as file:
         file.write(json.dumps({"context": "the river", "answer": 4}) + "\n")
-    bad("tasks/gsm.jsonl, row 3: expected", "eval", "sparse", "--task-dir", "tasks")
+    bad("tasks/gsm.jsonl, row 3: answer must be a string", "eval", "sparse", "--task-dir", "tasks")
 
 
 @pytest.mark.usefixtures("no_model")

@@ -118,7 +118,7 @@ def test_a_comparison():
     lines = "\n".join(found["lines"])
     assert "× 1.2214   (95 %: 1.0040 to 1.4859" in lines
     assert "x     acc -0.2500 (95 %: -0.7400 to +0.2400)" in lines
-    assert "mean  -0.2500 (95 %" in lines
+    assert "mean  acc -0.2500 (95 %" in lines
     assert "accuracy above chance kept: 0.0%" in lines
 
 

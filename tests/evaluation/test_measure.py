@@ -96,6 +96,7 @@ def test_the_config(whole):
     plan = Plan(**{**vars(whole), "token_policy": TokenPolicy("last_fraction", 0.5, 3)})
     assert plan.config() == {
         "token_policy": "last_fraction:0.5", "sink_tokens": 3, "data": Path(whole.text).name, "seq_len": 24,
+        "max_tokens": whole.max_tokens,
         "wikitext_join": False, "task_dir": whole.task_dir.name, "limit": 5, "num_fewshot": None, "chat_template": False,
     }  # fmt: skip
 

@@ -102,7 +102,7 @@ def test_the_records_entry():
     }
     assert found["difference"]["z"]["metric"] == "rougeL"
     assert found["difference"]["z"]["value"] == 0.2
-    assert found["mean_difference"]["value"] == 0.1
+    assert found["mean_difference"]["value"] == 0  # of the accuracies alone
     assert found["above_chance_share"]["value"] == 1
     assert "above_chance_note" not in found
     at_chance = compare_tasks(score(A), score(A, 0.75))
@@ -130,3 +130,10 @@ def test_a_resample_at_chance_does_not_break_the_interval():
     found = above_chance_share(score([1, 1, 1, 1, 0, 0, 0, 0]), score([1, 1, 1, 1, 1, 0, 0, 0]))
     assert found.value == 0
     assert all(math.isfinite(each) for each in values(found))
+
+
+def test_a_model_at_chance_but_for_rounding_has_nothing_to_keep():
+    rows = {"acc": [1.0, 0.0, 0.0] * 4}
+    guessing = {"t": TaskScore.from_dict("t", TaskScore("t", rows, 1 / 3).to_dict())}
+    with pytest.raises(RSparseError, match="not above chance"):
+        above_chance_share({"t": TaskScore("t", {"acc": [0.0] * 12}, 1 / 3)}, guessing)

@@ -133,11 +133,31 @@ BAD = {
 }
 
 
+SAYS = {
+    "context is no string": "context must be a string",
+    "one choice": "choices must be two strings or more",
+    "choices are no list": "choices must be two strings or more",
+    "an empty choice": "choices must be two strings or more, none of them empty",
+    "a choice is a number": "choices must be two strings or more",
+    "label beyond": "label must be a whole number from 0 to 1, got 2",
+    "label below": "label must be a whole number from 0 to 1, got -1",
+    "label is a word": "label must be a whole number from 0 to 1, got '1'",
+    "label is true": "label must be a whole number from 0 to 1, got True",
+    "one context": "contexts must be two strings or more",
+    "no continuation": "continuation must be a string that is not empty",
+    "contexts' label beyond": "label must be a whole number from 0 to 1, got 2",
+    "answer is a number": "answer must be a string that is not empty",
+    "no answer": "answer must be a string that is not empty",
+    "no summary": "summary must be a string that is not empty",
+}
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_rows(tmp_path, kind):
-    good = ANSWER if kind == "mixed kinds" else CHOICES
+    good = next((each for each in (CONTEXTS, SUMMARY) if set(each) <= set(BAD[kind])), CHOICES)
+    good = ANSWER if kind == "mixed kinds" or "answer" in BAD[kind] else good
     path = write(tmp_path, [good, good, BAD[kind], good])
-    with pytest.raises(RSparseError, match="row 3: expected context, choices and label;") as caught:
+    with pytest.raises(RSparseError, match=f"row 3: {SAYS.get(kind, 'expected context, choices and label;')}") as caught:
         read_task("made", path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -175,7 +175,7 @@ def test_a_column_of_zeros_has_no_score():
         (0.5, {"calibration": None}, "method teal needs a calibration"),
         (0.5, {"allocation": "magic"}, "allocation must be one of greedy, uniform, got 'magic'"),
         (0.5, {"grouping": "heap"}, "grouping must be one of linear, group, got 'heap'"),
-        (0.5, {"step": 0.0}, r"teal: step must be in \(0, 1\], got 0.0"),
+        (0.5, {"step": 0.0}, r"step must be in \(0, 1\], got 0.0"),
         (0.5, {"step": float("nan")}, "step must be"),
         (0.5, {"step": "wide"}, "method teal: step must be a number, got 'wide'"),
         (0.5, {"tokens": 0}, "tokens must be at least 1, got 0"),

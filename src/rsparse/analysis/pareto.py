@@ -9,6 +9,7 @@ from typing import Any
 from rsparse.atomic import new_file
 
 MARKERS = "osDv^P*Xh<>"
+LEAST_WIDTH = 0.05  # of the bytes: methods at one level stand together
 POOR = 3.0  # perplexities beyond so many times dense are cut off at the top
 
 
@@ -29,7 +30,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path, *, policy: str | None = 
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        len(models), len(texts), figsize=(3.4 * len(texts) + 1.6, 3.0 * len(models) + 0.6), layout="constrained", squeeze=False
+        len(models), len(texts), figsize=(3.4 * len(texts) + 0.6, 3.0 * len(models) + 1.0), layout="constrained", squeeze=False
     )
     for row, model in zip(axes, models, strict=True):
         for axis, text in zip(row, texts, strict=True):
@@ -43,7 +44,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path, *, policy: str | None = 
     for axis in axes[-1]:
         axis.set_xlabel("bytes a token reads, share of dense")
     entries = dict(reversed([pair[::-1] for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True)]))
-    figure.legend([entries[name] for name in sorted(entries)], sorted(entries), loc="outside right upper", fontsize=8)
+    figure.legend([entries[name] for name in sorted(entries)], sorted(entries), loc="outside lower center", ncols=7, fontsize=8)
     figure.suptitle(f"Quality over bytes read, token policy {policy}", fontsize=10)
     with new_file(path) as aside:
         figure.savefig(aside, dpi=110, format="png")
@@ -52,7 +53,8 @@ def plot(records: Sequence[dict[str, Any]], path: Path, *, policy: str | None = 
 
 def _panel(axis: Any, records: list[dict[str, Any]], presets: list[str]) -> None:
     dense = next((r["metrics"]["perplexity"] for r in records if r["config"]["preset"] == "dense"), None)
-    seen = []
+    seen: list[float] = []
+    shares: list[float] = []
     for number, preset in enumerate(presets):
         mine = sorted((r for r in records if r["config"]["preset"] == preset), key=lambda r: r["config"]["sparsity"])
         share = [r["metrics"]["bytes_per_token"] / r["metrics"]["dense_bytes_per_token"] for r in mine]
@@ -61,6 +63,10 @@ def _panel(axis: Any, records: list[dict[str, Any]], presets: list[str]) -> None
             continue
         axis.plot(share, values, marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1, label=preset)
         seen += values
+        shares += share
+    shares = shares or [1.0]
+    middle, half = (min(shares) + max(shares)) / 2, max(LEAST_WIDTH, max(shares) - min(shares)) * 0.55
+    axis.set_xlim(middle - half, middle + half)
     if dense is not None:
         axis.axhline(dense, color="black", linestyle=":", linewidth=1, label="dense")
         seen.append(dense)

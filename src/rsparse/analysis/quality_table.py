@@ -104,7 +104,9 @@ def task_table(records: Sequence[Record]) -> list[str]:
             cells.append(f"{statistics.fmean(means.values()):.4f}")
             if base is not None and preset != "dense" and set(base) == set(scores):
                 difference = mean_accuracy_difference(scores, base)
-                cells.append(f"{difference.value:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})")
+                cells.append(
+                    "" if difference is None else f"{difference.value:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
+                )
                 cells.append(_share(scores, base))
             else:
                 cells += ["", ""]
@@ -118,6 +120,10 @@ def share_of_chance(records: Sequence[Record], dense: Sequence[Record], policy: 
     base = next((r for r in dense if "tasks" in r["metrics"]), None)
     mine = next((r for r in records if "tasks" in r["metrics"] and r["config"]["token_policy"] == policy), None)
     return None if base is None or mine is None else above_chance_share(task_scores(mine), task_scores(base))
+
+
+def _signed(found: Interval) -> str:
+    return f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 
 
 def _share(scores: dict[str, TaskScore], base: dict[str, TaskScore]) -> str:

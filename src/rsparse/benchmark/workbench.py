@@ -70,7 +70,7 @@ class Workbench:
             config |= {"settle_tokens": self.settings.settle_tokens, "seed": self.settings.seed}
             config["levels"] = mean_levels(state(self.model).recipe)
         if cell.text is not None:
-            config |= {"data": short(cell.text), "seq_len": self.settings.seq_len}
+            config |= {"data": short(cell.text), "seq_len": self.settings.seq_len, "max_tokens": self.settings.max_tokens}
             windows, dense = self.windows(cell.text), self.dense(cell.text)
             result = evaluate(self.model, windows, cell.token_policy, dense_hidden=dense, label=self._preset[:10])
             metrics = result.metrics()

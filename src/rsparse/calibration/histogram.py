@@ -77,5 +77,15 @@ def solve_threshold(x: Tensor, c: Tensor | None, share: float, *, chunk: int = 2
     return high - part * (high - low)
 
 
+def quantile_threshold(x: Tensor, c: Tensor | None, share: float) -> Tensor:
+    """`solve_threshold` to the nearest bin, as a 0-d tensor on x's device that nothing waits for: ±0.2 % of sparsity."""
+    score = x.abs().float()
+    bits = ((score if c is None else score * c).view(torch.int32) >> 15).flatten()
+    above = torch.bincount(bits, minlength=1 << 16).flip(0).cumsum(0).flip(0)  # falls with the bin
+    index = (above - share * bits.numel()).abs().argmin()  # the bin from which on there is the share, as near as it gets
+    # Just below the bin's edge, where 16-bit values lie.
+    return ((index.to(torch.int32) << 15) - 1).clamp_min(0).view(torch.float32)
+
+
 def _value(index: int) -> float:
     return float(torch.tensor(index << 15, dtype=torch.int32).view(torch.float32))

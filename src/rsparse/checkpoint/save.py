@@ -14,6 +14,7 @@ from torch import Tensor
 from rsparse.atomic import check_target, new_folder, write_text
 from rsparse.checkpoint.quantizer import RSparseConfig
 from rsparse.errors import RSparseError
+from rsparse.quiet import quiet_saving
 from rsparse.shards import INDEX_FILE, LONE_FILE
 from rsparse.sparse_linear import RSparseLinear
 from rsparse.sparse_model import is_sparse, state
@@ -71,7 +72,8 @@ def _write_dense(model: Any, staging: Path, max_shard_size: str) -> None:
     config = model.config.__dict__.pop("quantization_config", None)
     try:
         dense = {name: tensor for name, tensor in model.state_dict().items() if name not in names}
-        model.save_pretrained(staging, state_dict=dense, max_shard_size=max_shard_size)
+        with quiet_saving():
+            model.save_pretrained(staging, state_dict=dense, max_shard_size=max_shard_size)
     finally:
         model.__dict__.update(hidden)
         if config is not None:

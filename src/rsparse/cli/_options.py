@@ -125,7 +125,9 @@ def say(line: str) -> None:
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tasks", metavar="A,B", help="tasks of lm-evaluation-harness, or files of --task-dir (default: all)")
+    parser.add_argument(
+        "--tasks", metavar="A,B", help="tasks of lm-evaluation-harness, from the Hub; with --task-dir, some of its files"
+    )
     parser.add_argument("--task-dir", type=Path, metavar="DIR", help="tasks from a folder of .jsonl files, without the Hub")
     parser.add_argument("--limit", type=int, help="only the first rows of each task")
     parser.add_argument("--num-fewshot", type=int, help="worked examples before each question (default: the task's own)")

@@ -13,7 +13,7 @@ from rsparse.evaluation.paired import compare_tasks, perplexity_ratio
 from rsparse.evaluation.perplexity import Perplexity
 from rsparse.evaluation.tasks import TaskScore
 
-SAME = ("data", "seq_len", "wikitext_join", "task_dir", "limit", "num_fewshot", "chat_template")
+SAME = ("data", "seq_len", "max_tokens", "wikitext_join", "task_dir", "limit", "num_fewshot", "chat_template")
 
 
 def recorded(path: Path, plan: Plan, tasks: Sequence[Any] = ()) -> Measured:
@@ -29,7 +29,7 @@ def recorded(path: Path, plan: Plan, tasks: Sequence[Any] = ()) -> Measured:
     except OSError as error:
         raise RSparseError(f"cannot read record {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RSparseError(f"{path} is not a record of `rsparse eval --json` ({type(error).__name__}: {error})") from error
+        raise RSparseError(f"{path} is not a record of `rsparse eval --json` (missing or wrong: {str(error)[:80]})") from error
     for key, value in plan.config().items():
         if key in SAME and key in config and config[key] != value:
             raise RSparseError(f"record {path} is of {key} {config[key]}, and this run of {value}: they do not pair")
@@ -59,10 +59,14 @@ def comparison(a: Measured, b: Measured) -> dict[str, Any]:
         width = max(len(name) for name in ("mean", *tasks["difference"])) + 2
         for name, entry in tasks["difference"].items():
             lines.append(f"{name:<{width}}{entry['metric']} {_interval(entry)}")
-        lines.append(f"{'mean':<{width}}{_interval(tasks['mean_difference'])}")
+        if tasks["mean_difference"] is not None:
+            lines.append(f"{'mean':<{width}}acc {_interval(tasks['mean_difference'])}")
         share = tasks["above_chance_share"]
         if share is not None:
             lines.append(f"accuracy above chance kept: {share['value']:.1%} (95 %: {share['low']:.1%} to {share['high']:.1%})")
+    for what, one, two in (("text", a.text, b.text), ("tasks", a.tasks, b.tasks)):
+        if bool(one) != bool(two):
+            lines.append(f"{what}: only one of the two has them, not compared")
     if not found:
         raise RSparseError("the two have nothing in common to compare: measure the same text or tasks on both")
     return found | {"lines": lines}

@@ -64,7 +64,8 @@ class Plan:
         """The record's config fields."""
         found: dict[str, Any] = {"token_policy": str(self.token_policy), "sink_tokens": self.token_policy.sink_tokens}
         if self.text is not None:
-            found |= {"data": short(self.text), "seq_len": self.seq_len, "wikitext_join": self.wikitext_join}
+            found |= {"data": short(self.text), "seq_len": self.seq_len, "max_tokens": self.max_tokens}
+            found["wikitext_join"] = self.wikitext_join
         if self.has_tasks:
             found |= {"task_dir": self.task_dir and self.task_dir.name, "limit": self.limit}
             found |= {"num_fewshot": self.num_fewshot, "chat_template": self.chat}

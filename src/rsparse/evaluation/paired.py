@@ -44,9 +44,12 @@ def perplexity_ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
     return Interval(*(math.exp(value) for value in (found.value, found.low, found.high)))
 
 
-def mean_accuracy_difference(a: Mapping[str, TaskScore], b: Mapping[str, TaskScore]) -> Interval:
-    """The mean over tasks of the primary metric's difference, each task weighing the same; tasks are independent."""
-    parts = [mean_difference(a[name].rows[score.primary], score.rows[score.primary]) for name, score in b.items()]
+def mean_accuracy_difference(a: Mapping[str, TaskScore], b: Mapping[str, TaskScore]) -> Interval | None:
+    """The mean over tasks of acc's difference, each task weighing the same; tasks are independent. None without such a task."""
+    names = [name for name, score in b.items() if "acc" in score.rows]
+    if not names:
+        return None
+    parts = [mean_difference(a[name].rows["acc"], b[name].rows["acc"]) for name in names]
     mean = sum(part.value for part in parts) / len(parts)
     error = math.sqrt(sum(((part.high - part.value) / Z) ** 2 for part in parts)) / len(parts)
     return Interval(mean, mean - Z * error, mean + Z * error)
@@ -91,7 +94,8 @@ def compare_tasks(a: Mapping[str, TaskScore], b: Mapping[str, TaskScore]) -> dic
         name: {"metric": score.primary, **mean_difference(a[name].rows[score.primary], score.rows[score.primary]).to_dict()}
         for name, score in b.items()
     }
-    result: dict[str, Any] = {"difference": found, "mean_difference": mean_accuracy_difference(a, b).to_dict()}
+    mean = mean_accuracy_difference(a, b)
+    result: dict[str, Any] = {"difference": found, "mean_difference": None if mean is None else mean.to_dict()}
     try:
         result["above_chance_share"] = above_chance_share(a, b).to_dict()
     except RSparseError as reason:

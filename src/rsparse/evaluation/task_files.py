@@ -40,14 +40,10 @@ def read_task(name: str, path: Path) -> Any:
     from lm_eval.api.task import ConfigurableTask
 
     rows = _rows(path)
-    kinds = {kind for row in rows for kind in [_kind(row)]}
-    if None in kinds or len(kinds) > 1:
-        number = next(i for i, row in enumerate(rows, 1) if _kind(row) is None or _kind(row) != _kind(rows[0]))
-        raise RSparseError(
-            f"{path}, row {number}: expected context, choices and label; contexts, continuation and label; "
-            "context and answer; or context and summary, the same in every row"
-        )
-    kind = kinds.pop()
+    kind = _kind(rows[0])
+    for number, row in enumerate(rows, 1):
+        if why := _fault(row, kind):
+            raise RSparseError(f"{path}, row {number}: {why}")
     assert kind is not None
     config = {"task": name, "test_split": "test", "num_fewshot": 0, "metadata": {"version": 1}, **_CONFIGURE[kind](rows)}
     return ConfigurableTask(config={**config, "custom_dataset": _dataset(rows, kind)})
@@ -71,20 +67,35 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _strings(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 1 and all(isinstance(each, str) and each for each in value)
+KINDS = {
+    "choices": ("context", "choices", "label"),
+    "contexts": ("contexts", "continuation", "label"),
+    "answer": ("context", "answer"),
+    "summary": ("context", "summary"),
+}
 
 
 def _kind(row: Any) -> str | None:
-    if not isinstance(row, dict):
-        return None
-    label = row.get("label")
-    if isinstance(row.get("context"), str):
-        if _strings(row.get("choices")) and type(label) is int and 0 <= label < len(row["choices"]):
-            return "choices"
-        return next((kind for kind in ("answer", "summary") if isinstance(row.get(kind), str) and row[kind]), None)
-    if _strings(row.get("contexts")) and isinstance(row.get("continuation"), str) and row["continuation"]:
-        return "contexts" if type(label) is int and 0 <= label < len(row["contexts"]) else None
+    """What a row's keys say it is."""
+    return next((kind for kind, keys in KINDS.items() if isinstance(row, dict) and all(key in row for key in keys)), None)
+
+
+def _fault(row: Any, kind: str | None) -> str | None:
+    """What is wrong with a row that should be of `kind`, the first row's; None where nothing is."""
+    if kind is None or _kind(row) != kind:
+        known = "; or ".join(", ".join(keys[:-1]) + f" and {keys[-1]}" for keys in KINDS.values())
+        return f"expected {known}, the same in every row"
+    for key in KINDS[kind]:
+        value = row[key]
+        if key in ("choices", "contexts"):
+            if not (isinstance(value, list) and len(value) > 1 and all(isinstance(each, str) and each for each in value)):
+                return f"{key} must be two strings or more, none of them empty"
+        elif key == "label":
+            count = len(row[kind])
+            if type(value) is not int or not 0 <= value < count:
+                return f"label must be a whole number from 0 to {count - 1}, got {value!r}"
+        elif not isinstance(value, str) or (not value and key != "context"):
+            return f"{key} must be a string that is not empty"
     return None
 
 

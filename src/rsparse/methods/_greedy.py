@@ -16,7 +16,8 @@ this step. `exhaustive` runs all, as the source does.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,16 @@ TOKENS = 1024
 ALLOCATIONS = ("greedy", "uniform")
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises RSparseError for values of the greedy's options that no model would take."""
+    if (allocation := options.get("allocation", "greedy")) not in ALLOCATIONS:
+        raise RSparseError(f"allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}")
+    if not 0 < (step := options.get("step", 1)) <= 1:
+        raise RSparseError(f"step must be in (0, 1], got {step}")
+    if (tokens := options.get("tokens", 1)) < 1:
+        raise RSparseError(f"tokens must be at least 1, got {tokens}")
+
+
 def allocated_recipe(
     model: PreTrainedModel,
     calibration: Calibration | None,
@@ -54,8 +65,7 @@ def allocated_recipe(
     grouping: str,
 ) -> Recipe:
     """The recipe of `method` with levels by `allocation`: the same for every unit, or the greedy's."""
-    if allocation not in ALLOCATIONS:
-        raise RSparseError(f"allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}")
+    check_options({"allocation": allocation})
     check_grouping(grouping)
     if allocation == "uniform":
         return uniform_recipe(model, sparsity, 1.0, method=method, criterion=criterion, grouping=grouping)
@@ -85,10 +95,7 @@ def greedy_levels(
     """
     if calibration is None:
         raise RSparseError(f"method {method} needs a calibration for its greedy allocation, or allocation 'uniform'")
-    if not 0 < step <= 1:
-        raise RSparseError(f"method {method}: step must be in (0, 1], got {step}")
-    if tokens < 1:
-        raise RSparseError(f"method {method}: tokens must be at least 1, got {tokens}")
+    check_options({"step": step, "tokens": tokens})
     if sparsity > MAX_LEVEL:
         raise RSparseError(f"method {method}: its greedy allocation ends at sparsity {MAX_LEVEL}, got {sparsity}")
     if is_sparse(model):

@@ -24,7 +24,8 @@ def parameters(method: str) -> Mapping[str, inspect.Parameter]:
 def checked_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` without those that are None, as the types that `method` takes; strings are read as a command line has them.
 
-    Raises RSparseError for an option that the method does not take, and for a value that no model would take.
+    A method's file may have a `check(options)` of its own. Raises RSparseError for an option that the method does not take,
+    and for a value that no model would take.
     """
     takes = parameters(method)
     given = {name: value for name, value in options.items() if value is not None}
@@ -38,6 +39,8 @@ def checked_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for name, known in _CHOICES.items():
         if name in given and given[name] not in known:
             raise RSparseError(f"{name} must be one of {', '.join(known)}, got {given[name]!r}")
+    if own := getattr(importlib.import_module(f"rsparse.methods.{method}"), "check", None):
+        own(given)
     return given
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rsparse.errors import RSparseError
 from rsparse.methods._levels import MAX_LEVEL, check_grouping, recipe_of_levels
@@ -39,6 +39,11 @@ def prepare(
     return recipe_of_levels(model, _scaled(relative, sizes, sparsity), method="nncf", criterion="magnitude", grouping=grouping)
 
 
+def check(options: Mapping[str, Any]) -> None:
+    """Raises RSparseError for levels that no model would take."""
+    _checked(options.get("levels", LEVELS))
+
+
 def _checked(levels: Mapping[str, float] | str) -> dict[re.Pattern[str], float]:
     """Compiled patterns with their levels. Raises RSparseError for what is no pattern or no level in [0, 1)."""
     if isinstance(levels, str):
@@ -58,7 +63,8 @@ def _checked(levels: Mapping[str, float] | str) -> dict[re.Pattern[str], float]:
         except (TypeError, ValueError):
             value = -1.0
         if not (pattern and 0 <= value < 1):
-            raise RSparseError(f"method nncf: levels must be PATTERN=LEVEL with a level in [0, 1), got {pattern}={level}")
+            given = f"{pattern}={level}" if pattern else level
+            raise RSparseError(f"method nncf: levels must be PATTERN=LEVEL with a level in [0, 1), got {given}")
         try:
             result[re.compile(pattern)] = value
         except re.error as error:

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 
 from rsparse.calibration.store import Calibration
 from rsparse.methods._greedy import TOKENS, allocated_recipe
+from rsparse.methods._greedy import check_options as check
 from rsparse.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+__all__ = ["check", "prepare"]
 
 
 def prepare(

@@ -37,11 +37,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from rsparse.analysis.pareto import plot
     from rsparse.analysis.quality_table import load_records, markdown
-    from rsparse.atomic import write_text
+    from rsparse.atomic import check_writable, write_text
     from rsparse.benchmark.quality import QualityBench
     from rsparse.calibration.text import TextSource
 
     grid = _grid(args)
+    if args.out.exists() and not args.out.is_dir():
+        raise RSparseError(f"{args.out} is a file; name a folder to write to")
+    check_writable(args.out / "settings.json")
     for text in [*args.data, args.calibration_data]:
         TextSource(text).check()
     settings = _settings(args)
@@ -54,11 +57,14 @@ def run(args: argparse.Namespace) -> None:
     def load(model: str) -> tuple[Any, Any]:
         return options.load(argparse.Namespace(**vars(args) | {"model": model}))
 
-    failed = QualityBench(grid, settings, args.out, load, tasks).run()
-    if records := load_records(args.out):
-        write_text(args.out / "table.md", markdown(records))
-        plot(records, args.out / "pareto.png")
-        print(f"{args.out}: {len(records)} records, table.md and pareto.png")
+    failed: list[str] = []
+    try:
+        failed = QualityBench(grid, settings, args.out, load, tasks).run()
+    finally:  # after Ctrl-C too
+        if records := load_records(args.out):
+            write_text(args.out / "table.md", markdown(records))
+            plot(records, args.out / "pareto.png")
+            print(f"{args.out}: {len(records)} records, table.md and pareto.png")
     if failed:
         raise RSparseError(f"{len(failed)} of the cells failed, the first with: {failed[0]}")
 
