@@ -1,0 +1,45 @@
+"""A search as a picture: the best by generation, and the rho that it found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rsparse.analysis.recipe_plot import check_plot
+from rsparse.analysis.recipe_table import by_kind
+from rsparse.atomic import new_file
+from rsparse.recipe import Recipe
+
+
+def plot(recipe: Recipe, history: Sequence[float], objective: str, path: Path) -> None:
+    """`history`: best fitness so far by generation, mean −log p (drawn as perplexity) or KL."""
+    check_plot(path)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    kinds = by_kind(recipe)
+    count = 1 + max(block for units in kinds.values() for block in units)
+    grid = np.full((len(kinds), count), np.nan)
+    for row, units in enumerate(kinds.values()):
+        for block, unit in units.items():
+            grid[row, block] = unit.rho
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(6.5 + 0.14 * count, 3.4), width_ratios=[1, 1 + count / 24], layout="constrained"
+    )
+    values = [math.exp(value) for value in history] if objective == "perplexity" else list(history)
+    left.plot(range(1, len(values) + 1), values, marker="o")
+    left.set(xlabel="generation", ylabel=f"best {objective} so far", xticks=range(1, len(values) + 1))
+    left.grid(alpha=0.3)
+    image = right.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    figure.colorbar(image, ax=right, pad=0.01)
+    right.set_yticks(range(len(kinds)), [kind.rpartition(".")[2] for kind in kinds], fontsize=8)
+    right.set(xlabel="block", title="rho: share of kept bytes in whole channels")
+    figure.suptitle(f"Search on {recipe.model or recipe.model_type}: sparsity {recipe.sparsity:.2f}", fontsize=10)
+    with new_file(path) as aside:
+        figure.savefig(aside, dpi=130, format=path.suffix[1:].lower() or "png")
+    plt.close(figure)

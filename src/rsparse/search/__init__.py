@@ -1,0 +1,5 @@
+"""The search for each unit's share between whole channels and low rank (R-Sparse, Algorithm 1)."""
+
+from rsparse.search.run import SearchSettings, search
+
+__all__ = ["SearchSettings", "search"]

@@ -1,0 +1,321 @@
+"""One candidate after another on one model, each against `sparsify` and `evaluate` on a model of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from rsparse import sparsify
+from rsparse.calibration.histogram import quantile_threshold
+from rsparse.errors import RSparseError
+from rsparse.evaluation.perplexity import evaluate
+from rsparse.lowrank.svd import _by_gram
+from rsparse.models.layout import unit_shapes
+from rsparse.recipe import Recipe, UnitRecipe
+from rsparse.search.candidate import CandidateModel
+from rsparse.search.genome import child, initial
+from rsparse.sparse_model import achieved_sparsity, is_sparse, measuring, state
+from tests.support.models import tiny_model
+from tests.support.recipes import TYPES, calibration_of
+
+SPARSITY = 0.5
+
+
+def recipe_of(model, rhos, grouping="linear", criterion="paper", fit="svd", sparsity=SPARSITY):
+    """`rhos`: one number for all units, or a list."""
+    shapes = unit_shapes(model, grouping)
+    rhos = [rhos] * len(shapes) if isinstance(rhos, (int, float)) else rhos
+    units = {
+        name: UnitRecipe.uniform(linears, size, sparsity, float(rho), criterion=criterion)
+        for (name, (linears, size)), rho in zip(shapes.items(), rhos, strict=True)
+    }
+    return Recipe(model.config.model_type, units, "rsparse", grouping, fit)
+
+
+def mixed(model, grouping, seed=0):
+    """A rho of its own for each unit, 0 and 1 among them."""
+    count = len(unit_shapes(model, grouping))
+    genes = child(seed, 1, 0, [initial(seed, 9, 10, list(range(count))), initial(seed + 1, 9, 10, [0] * count)], [0] * count)
+    genes[0], genes[1] = 0, 1
+    return genes.tolist()
+
+
+def candidates_of(model, grouping="linear", criterion="paper", objective="perplexity", fit="svd", windows=None, **more):
+    calibration = calibration_of(model.config.model_type)
+    base = recipe_of(model, 0.0, grouping, criterion, fit, **more)
+    windows = calibration.windows if windows is None else windows
+    return CandidateModel(model, base, calibration, windows, objective)
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Factors whose prefix is the factors of a lower rank to the last digit, and one way to solve a threshold."""
+
+    def svd(weight, rank, *, seed=0):
+        left, sigma, right = _by_gram(weight.float(), rank)
+        return left * sigma, right
+
+    monkeypatch.setattr("rsparse.conversion.truncated_svd", svd)
+    monkeypatch.setattr("rsparse.conversion.solve_threshold", lambda x, c, share: float(quantile_threshold(x, c, share)))
+
+
+def by_the_public_way(model_type, recipe, objective="perplexity"):
+    """Fitness by `sparsify` and `evaluate`, and the sparse model."""
+    model, calibration = tiny_model(model_type, dtype=torch.float64), calibration_of(model_type)
+    sparsify(model, recipe, calibration, settle_tokens=1 << 20)
+    found = evaluate(model, calibration.windows)
+    return (math.log(found.perplexity) if objective == "perplexity" else found.kl_to_dense), model
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("grouping", ["linear", "group"])
+@pytest.mark.parametrize("criterion", ["paper", "magnitude", "column_norm"])
+def test_fitness_is_that_of_the_sparsified_model(exact, model_type, grouping, criterion):
+    objective = "kl" if criterion == "paper" else "perplexity"
+    model = tiny_model(model_type, dtype=torch.float64)
+    candidates = candidates_of(model, grouping, criterion, objective)
+    for rhos in (mixed(model, grouping), 1.0, 0.0)[: 3 if model_type == "llama" else 1]:
+        recipe = recipe_of(model, rhos, grouping, criterion)
+        found = candidates.evaluate(recipe)
+        expected, sparse = by_the_public_way(model_type, recipe, objective)
+        assert found.value == pytest.approx(expected, rel=2e-6)
+        assert (found.tokens, found.stopped) == (len(candidates.windows) * 23, False)
+        for name, members in ((name, unit.members) for name, unit in candidates.units.items()):
+            assert float(members[0].threshold) == pytest.approx(state(sparse).recipe.units[name].threshold, rel=1e-6)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_perplexity_of_the_papers_criterion(exact, model_type):
+    model = tiny_model(model_type, dtype=torch.float64)
+    recipe = recipe_of(model, mixed(model, "linear"))
+    assert candidates_of(model).evaluate(recipe).value == pytest.approx(by_the_public_way(model_type, recipe)[0], rel=2e-6)
+
+
+@pytest.mark.parametrize("objective", ["perplexity", "kl"])
+def test_without_the_exact_factors_it_is_nearly_so(objective):
+    model = tiny_model("llama", dtype=torch.float64)
+    recipe = recipe_of(model, mixed(model, "linear"))
+    found, expected = (
+        candidates_of(model, objective=objective).evaluate(recipe).value,
+        by_the_public_way("llama", recipe, objective)[0],
+    )
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+def test_a_fit_to_dropped_inputs_is_that_of_the_lowest_rho():
+    model = tiny_model("llama", dtype=torch.float64)
+    candidates, recipe = candidates_of(model, fit="dropped"), recipe_of(model, 0.0, fit="dropped")
+    assert candidates.evaluate(recipe).value == pytest.approx(by_the_public_way("llama", recipe)[0], rel=1e-3)
+    assert candidates.evaluate(recipe_of(model, 0.5, fit="dropped")).value > 0
+
+
+@pytest.mark.parametrize(("grouping", "objective"), [("linear", "kl"), ("group", "perplexity")])
+def test_no_candidate_leaves_anything_to_the_next(grouping, objective):
+    model, windows = tiny_model("qwen2", dtype=torch.float64), calibration_of("qwen2").windows[:20]
+    asked = [recipe_of(model, rhos, grouping) for rhos in (1.0, 0.0, mixed(model, grouping), mixed(model, grouping, 5), 0.9)]
+    alone = []
+    for recipe in asked:
+        candidates = candidates_of(model, grouping, objective=objective, windows=windows)
+        alone.append(candidates.evaluate(recipe))
+        candidates.close()
+    assert len({each.value for each in alone}) == 5
+    candidates = candidates_of(model, grouping, objective=objective, windows=windows)
+    for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0, 1, 4, 2, 0, 3]):
+        for index in order:
+            assert candidates.evaluate(asked[index]) == alone[index]
+    candidates.evaluate(asked[1], worst=1e-3)  # stopped
+    assert candidates.evaluate(asked[0]) == alone[0]
+
+
+@pytest.mark.parametrize("grouping", ["linear", "group"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sparsity", [0.3, 0.7])
+def test_achieved_sparsity_is_the_asked_one(grouping, dtype, sparsity):
+    model = tiny_model("llama", dtype=dtype)
+    candidates = candidates_of(model, grouping, sparsity=sparsity)
+    for rhos in (1.0, 0.4, mixed(model, grouping)):
+        recipe = recipe_of(model, rhos, grouping, sparsity=sparsity)
+        with measuring(model) as meter:
+            candidates.evaluate(recipe)
+        state(model).recipe = recipe
+        total, by_unit = achieved_sparsity(model, meter)
+        assert total == pytest.approx(sparsity, abs=0.003)
+        assert list(by_unit.values()) == pytest.approx([sparsity] * len(by_unit), abs=0.005)
+
+
+@pytest.mark.parametrize("objective", ["perplexity", "kl"])
+def test_a_stopped_candidate_has_a_lower_bound_beyond_the_worst(monkeypatch, objective):
+    monkeypatch.setattr("rsparse.search.candidate.batch_tokens", lambda model: 6 * 24)  # 11 batches
+    model = tiny_model("llama", dtype=torch.float64)
+    candidates = candidates_of(model, objective=objective)
+    runs = []
+    monkeypatch.setattr("rsparse.search.candidate.hidden_states", counted(runs))
+    for rhos in (1.0, 0.3):
+        recipe = recipe_of(model, rhos)
+        full = candidates.evaluate(recipe).value
+        assert candidates.evaluate(recipe, worst=full).stopped is False  # not beyond the worst: it may survive
+        assert candidates.evaluate(recipe, worst=full * 1.01).value == full
+        for share in (0.1, 0.5, 0.999999):
+            runs.clear()
+            found = candidates.evaluate(recipe, worst=share * full)
+            assert found.stopped
+            assert share * full < found.value <= full
+            assert len(runs) == pytest.approx(1 + share * 11, abs=1.5)
+
+
+def counted(runs):
+    from rsparse.losses import hidden_states
+
+    def counting(model, ids):
+        runs.append(len(ids))
+        return hidden_states(model, ids)
+
+    return counting
+
+
+@pytest.mark.parametrize("objective", ["perplexity", "kl"])
+def test_every_batch_is_judged_by_its_own_windows(monkeypatch, objective):
+    """With the thresholds that it left, the model's own evaluation says the same."""
+    monkeypatch.setattr("rsparse.search.candidate.batch_tokens", lambda model: 6 * 24)
+    model = tiny_model("llama", dtype=torch.float64)
+    candidates = candidates_of(model, objective=objective)
+    recipe = recipe_of(model, mixed(model, "linear"))
+    value = candidates.evaluate(recipe).value
+    state(model).recipe = recipe
+    found = evaluate(model, candidates.windows)
+    assert value == pytest.approx(math.log(found.perplexity) if objective == "perplexity" else found.kl_to_dense, rel=1e-6)
+
+
+def test_batches_do_not_matter_beyond_their_thresholds(monkeypatch):
+    """Thresholds are of the first batch; with equal batches the fitness is the same."""
+    model, calibration = tiny_model("llama", dtype=torch.float64), calibration_of("llama")
+    windows = calibration.windows[:8]
+    recipe = recipe_of(model, mixed(model, "linear"))
+    candidates = candidates_of(model, windows=windows)
+    once = candidates.evaluate(recipe).value
+    candidates.close()
+    monkeypatch.setattr("rsparse.search.candidate.batch_tokens", lambda model: 8 * 24)
+    twice = candidates_of(model, windows=torch.cat([windows, windows]))
+    assert twice.evaluate(recipe).value == pytest.approx(once, rel=1e-9)
+
+
+def test_dense_sinks_take_no_part_in_the_thresholds(monkeypatch):
+    """The sinks' inputs are made huge: neither thresholds nor what is kept of the others may change."""
+    model = tiny_model("llama", dtype=torch.float64)
+    candidates = candidates_of(model)
+    unit = candidates.units["model.layers.0.self_attn.q_proj"]
+    x = torch.randn(4, 24, 48, dtype=torch.float64)
+    found = []
+    for sink in (1.0, 100.0):
+        unit.set(recipe_of(model, 0.7).units["model.layers.0.self_attn.q_proj"])
+        x[:, 0] *= sink
+        hook = unit.settle_next(1)
+        unit.members[0](x)
+        hook.remove()
+        found.append(float(unit.members[0].threshold))
+    assert found[0] == found[1] > 0
+
+
+def snapshot(model):
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return kinds, tensors
+
+
+def assert_dense(model, before):
+    kinds, tensors = before
+    assert not is_sparse(model)
+    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    now = model.state_dict()
+    assert list(now) == list(tensors)
+    assert all(torch.equal(now[name], tensor) for name, tensor in tensors.items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_the_model_is_dense_again_after_close(model_type):
+    model, ids = tiny_model(model_type), calibration_of(model_type).windows[:2]
+    before, logits = snapshot(model), model(ids).logits
+    candidates = candidates_of(model, "group")
+    assert is_sparse(model)
+    candidates.evaluate(recipe_of(model, 0.5, "group"))
+    assert not torch.equal(model(ids).logits, logits)
+    candidates.close()
+    assert_dense(model, before)
+    assert torch.equal(model(ids).logits, logits)
+
+
+@pytest.mark.parametrize("where", ["fitted_factors", "install_unit"])
+def test_an_error_on_the_way_in_leaves_the_dense_model(monkeypatch, where):
+    import rsparse.search.candidate as module
+
+    model, real, calls = tiny_model("llama"), getattr(module, where), []
+
+    def failing(*args, **options):
+        calls.append(None)
+        if len(calls) == 9:
+            raise MemoryError("no room")
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, where, failing)
+    before = snapshot(model)
+    with pytest.raises(MemoryError):
+        candidates_of(model)
+    assert_dense(model, before)
+
+
+def test_an_error_in_the_middle_leaves_no_hook_and_no_policy():
+    model = tiny_model("llama")
+    before, candidates = snapshot(model), candidates_of(model)
+    recipe = recipe_of(model, 0.5)
+    right, policy = candidates.evaluate(recipe), state(model).policy.token_policy
+
+    class BadError(Exception):
+        pass
+
+    def stop(module, args):
+        raise BadError
+
+    hook = model.get_submodule("model.layers.1.mlp.up_proj").register_forward_pre_hook(stop, prepend=True)
+    with pytest.raises(BadError):
+        candidates.evaluate(recipe_of(model, 1.0))
+    hook.remove()
+    assert not any(isinstance(module, nn.Linear) and module._forward_pre_hooks for module in model.modules())
+    assert state(model).policy.token_policy == policy
+    assert candidates.evaluate(recipe) == right
+    candidates.close()
+    assert_dense(model, before)
+
+
+@pytest.mark.parametrize("objective", ["perplexity", "kl"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_fitness_that_is_not_finite_is_refused(objective, value):
+    model = tiny_model("llama")
+    candidates = candidates_of(model, objective=objective)
+    before = model.model.norm.weight.data.clone()
+    model.model.norm.weight.data.fill_(value)
+    with pytest.raises(RSparseError, match="not finite"):
+        candidates.evaluate(recipe_of(model, 1.0))
+    model.model.norm.weight.data.copy_(before)
+    assert candidates.evaluate(recipe_of(model, 1.0)).value > 0
+
+
+def test_a_model_that_is_sparse_already_is_left_as_it_is():
+    model = tiny_model("llama")
+    candidates = candidates_of(model)
+    with pytest.raises(RSparseError, match="sparse already"):
+        candidates_of(model)
+    assert is_sparse(model)
+    candidates.close()
+
+
+def test_a_recipe_is_not_changed():
+    model = tiny_model("llama")
+    recipe = recipe_of(model, 0.5)
+    before = dataclasses.asdict(recipe)
+    candidates_of(model).evaluate(recipe)
+    assert dataclasses.asdict(recipe) == before
