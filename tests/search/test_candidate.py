@@ -23,6 +23,7 @@ from tests.support.models import tiny_model
 from tests.support.recipes import TYPES, calibration_of
 
 SPARSITY = 0.5
+CRITERIA = ["paper", "column_norm", "magnitude"]
 
 
 def recipe_of(model, rhos, grouping="linear", criterion="paper", fit="svd", sparsity=SPARSITY):
@@ -71,9 +72,17 @@ def by_the_public_way(model_type, recipe, objective="perplexity"):
     return (math.log(found.perplexity) if objective == "perplexity" else found.kl_to_dense), model
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-@pytest.mark.parametrize("grouping", ["linear", "group"])
-@pytest.mark.parametrize("criterion", ["paper", "magnitude", "column_norm"])
+@pytest.mark.parametrize(
+    ("model_type", "grouping", "criterion"),
+    [
+        *[("llama", grouping, criterion) for grouping in ("linear", "group") for criterion in CRITERIA],
+        *[
+            (other, *layout)
+            for other in ("qwen2", "gemma3_text")
+            for layout in zip(("linear", "group", "linear"), CRITERIA, strict=True)
+        ],
+    ],
+)
 def test_fitness_is_that_of_the_sparsified_model(exact, model_type, grouping, criterion):
     objective = "kl" if criterion == "paper" else "perplexity"
     model = tiny_model(model_type, dtype=torch.float64)

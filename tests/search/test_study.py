@@ -251,7 +251,7 @@ def test_a_fitness_that_is_not_finite_is_refused(storage, value):
     assert worked(opened(storage)) == (0, 1)
 
 
-@pytest.mark.parametrize("changes", [{"sparsity": 0.4}, {"model": "abd"}, {"more": 1}])
+@pytest.mark.parametrize("changes", [{"sparsity": 0.4}, {"more": 1}])
 def test_a_study_of_another_search_is_refused(storage, changes):
     worked(opened(storage))
     with pytest.raises(RSparseError, match="the study 'search' is of another search: its ") as caught:

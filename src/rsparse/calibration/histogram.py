@@ -78,7 +78,7 @@ def solve_threshold(x: Tensor, c: Tensor | None, share: float, *, chunk: int = 2
 
 
 def quantile_threshold(x: Tensor, c: Tensor | None, share: float) -> Tensor:
-    """`solve_threshold` to the nearest bin, as a 0-d tensor on x's device that nothing waits for: ±0.2 % of sparsity."""
+    """`solve_threshold` to the nearest bin, as a 0-d tensor on x's device: ±0.2 % of sparsity."""
     score = x.abs().float()
     bits = ((score if c is None else score * c).view(torch.int32) >> 15).flatten()
     above = torch.bincount(bits, minlength=1 << 16).flip(0).cumsum(0).flip(0)  # falls with the bin
