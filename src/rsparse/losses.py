@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rsparse.ops.compiled import Compiled
+from rsparse.sparse_model import is_sparse, state
+from rsparse.token_policy import TokenPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +36,21 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Ten
     out = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     states: Tensor = out.last_hidden_state
     return states
+
+
+def window_batches(model: PreTrainedModel, windows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first window's index, windows on the model's device) of windows [n, seq_len], `batch_tokens` at a time."""
+    device, size = next(model.parameters()).device, max(1, batch_tokens(model) // windows.shape[1])
+    for index in range(0, len(windows), size):
+        yield index, windows[index : index + size].to(device)
+
+
+@torch.no_grad()
+def dense_states(model: PreTrainedModel, windows: Tensor) -> Tensor:
+    """What the head reads of the dense model, [n, seq_len, hidden] on its device, to compare several sparse forms with."""
+    dense: Any = state(model).policy.using(TokenPolicy("dense")) if is_sparse(model) else contextlib.nullcontext()
+    with dense:
+        return torch.cat([hidden_states(model, ids) for _, ids in window_batches(model, windows)])
 
 
 def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ import types
 import pytest
 import torch
 
-from rsparse import sparsify
+from rsparse import losses, sparsify
 from rsparse.bytes_read import bytes_per_token, dense_bytes_per_token
 from rsparse.errors import RSparseError
 from rsparse.evaluation import perplexity
-from rsparse.evaluation.perplexity import dense_states, evaluate
+from rsparse.evaluation.perplexity import evaluate
+from rsparse.losses import dense_states
 from rsparse.sparse_model import state
 from rsparse.token_policy import TokenPolicy
 from tests.support.folders import sparse_model
@@ -52,11 +53,11 @@ def test_a_dense_model(model_type):
 def test_batches_do_not_matter(monkeypatch):
     model = sparse_of("llama")
     whole = evaluate(model, WINDOWS)
-    monkeypatch.setattr(perplexity, "batch_tokens", lambda model: 2 * TOKENS)
+    monkeypatch.setattr(losses, "batch_tokens", lambda model: 2 * TOKENS)
     parts = evaluate(model, WINDOWS)
     assert parts.perplexity == pytest.approx(whole.perplexity, rel=1e-6)
     assert parts.sparsity_by_unit == whole.sparsity_by_unit
-    monkeypatch.setattr(perplexity, "batch_tokens", lambda model: 1)
+    monkeypatch.setattr(losses, "batch_tokens", lambda model: 1)
     assert evaluate(model, WINDOWS).achieved_sparsity == whole.achieved_sparsity
 
 
@@ -178,7 +179,7 @@ def passes(model, run):
 @pytest.mark.parametrize("policy", [TokenPolicy(), TokenPolicy("decode"), TokenPolicy("last_fraction", 0.5)], ids=str)
 def test_dense_states_spare_the_dense_passes(monkeypatch, policy):
     model = sparse_of("llama")
-    monkeypatch.setattr(perplexity, "batch_tokens", lambda model: 2 * TOKENS)  # batches of 2, 2 and 1 windows
+    monkeypatch.setattr(losses, "batch_tokens", lambda model: 2 * TOKENS)  # batches of 2, 2 and 1 windows
     states = dense_states(model, WINDOWS)
     with torch.no_grad():
         expected = tiny_model("llama", dtype=torch.float64).model(WINDOWS).last_hidden_state
@@ -194,7 +195,7 @@ def test_dense_states_spare_the_dense_passes(monkeypatch, policy):
 
 def test_dense_states_of_a_dense_model():
     model = tiny_model("gemma2")
-    states = dense_states(model, WINDOWS, keep_on=torch.device("cpu"))
+    states = dense_states(model, WINDOWS)
     with torch.no_grad():
         assert torch.equal(states, model.model(WINDOWS).last_hidden_state)
 

@@ -1,12 +1,16 @@
-"""Storages for studies."""
+"""Storages for studies, and one search that nobody disturbed."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
 import optuna
 import pytest
+
+from rsparse.search.candidate import CandidateModel
+from tests.search.searches import searched
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +36,35 @@ def journal(tmp_path: Path) -> str:
 def storage(request: pytest.FixtureRequest) -> str:
     """The file `study` in tmp_path, as either."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Two windows a batch: a candidate can stop after one, two …"""
+    monkeypatch.setattr("rsparse.losses.batch_tokens", lambda model: 48)
+
+
+@pytest.fixture(scope="session")
+def expected(tmp_path_factory):
+    """(storage, result) of one worker that nobody disturbed: leave them as they are."""
+    storage = f"journal:{tmp_path_factory.mktemp('expected')}/study"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rsparse.losses.batch_tokens", lambda model: 48)
+        return storage, searched(storage)
+
+
+@pytest.fixture
+def evaluating(monkeypatch):
+    """Calls `before(number)` ahead of each evaluation; what it returns, if anything, is the fitness."""
+
+    def install(before):
+        real, calls = CandidateModel.evaluate, []
+
+        def evaluate(self, recipe, worst=math.inf):
+            calls.append(recipe)
+            return before(len(calls)) or real(self, recipe, worst)
+
+        monkeypatch.setattr(CandidateModel, "evaluate", evaluate)
+        return calls
+
+    return install

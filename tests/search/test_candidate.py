@@ -158,7 +158,7 @@ def test_achieved_sparsity_is_the_asked_one(grouping, dtype, sparsity):
 
 @pytest.mark.parametrize("objective", ["perplexity", "kl"])
 def test_a_stopped_candidate_has_a_lower_bound_beyond_the_worst(monkeypatch, objective):
-    monkeypatch.setattr("rsparse.search.candidate.batch_tokens", lambda model: 6 * 24)  # 11 batches
+    monkeypatch.setattr("rsparse.losses.batch_tokens", lambda model: 6 * 24)  # 11 batches
     model = tiny_model("llama", dtype=torch.float64)
     candidates = candidates_of(model, objective=objective)
     runs = []
@@ -189,7 +189,7 @@ def counted(runs):
 @pytest.mark.parametrize("objective", ["perplexity", "kl"])
 def test_every_batch_is_judged_by_its_own_windows(monkeypatch, objective):
     """With the thresholds that it left, the model's own evaluation says the same."""
-    monkeypatch.setattr("rsparse.search.candidate.batch_tokens", lambda model: 6 * 24)
+    monkeypatch.setattr("rsparse.losses.batch_tokens", lambda model: 6 * 24)
     model = tiny_model("llama", dtype=torch.float64)
     candidates = candidates_of(model, objective=objective)
     recipe = recipe_of(model, mixed(model, "linear"))
@@ -207,7 +207,7 @@ def test_batches_do_not_matter_beyond_their_thresholds(monkeypatch):
     candidates = candidates_of(model, windows=windows)
     once = candidates.evaluate(recipe).value
     candidates.close()
-    monkeypatch.setattr("rsparse.search.candidate.batch_tokens", lambda model: 8 * 24)
+    monkeypatch.setattr("rsparse.losses.batch_tokens", lambda model: 8 * 24)
     twice = candidates_of(model, windows=torch.cat([windows, windows]))
     assert twice.evaluate(recipe).value == pytest.approx(once, rel=1e-9)
 

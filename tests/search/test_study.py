@@ -1,4 +1,4 @@
-"""A study as the record of who does what: claims, deaths, and storages that fail."""
+"""A study as the record of who does what: claims, deaths and signatures."""
 
 from __future__ import annotations
 
@@ -15,20 +15,7 @@ import pytest
 from rsparse.errors import RSparseError
 from rsparse.search import study as module
 from rsparse.search.study import LEASE_SECONDS, Done, SearchStudy
-
-SETTINGS = {"sparsity": 0.5, "model": "abc"}
-KINDS = ["sqlite:///", "journal:"]
-
-
-def opened(storage, **changes):
-    return SearchStudy(storage, "search", SETTINGS | changes)
-
-
-def worked(study, value=2.0, generation=0, population=3, stopped=False):
-    slot = study.claim(generation, population)
-    assert slot is not None
-    study.tell([0.25, 1.0], value, stopped)
-    return slot
+from tests.search.studies import KINDS, SETTINGS, opened, worked
 
 
 def states(storage):
@@ -274,79 +261,3 @@ def test_trials_of_others_in_the_study_do_not_count(storage):
     study.study.ask()
     assert study.done() == {}
     assert worked(study) == (0, 0)
-
-
-@pytest.mark.parametrize(
-    ("storage", "says"),
-    [
-        ("postgresql://127.0.0.1:9/none", "cannot open the study's storage"),
-        ("nonsense", "URL"),
-        ("sqlite:///{}/broken", "not a database"),
-        ("journal:{}/broken", "cannot open"),
-        ("sqlite:///{}", "cannot open"),
-        ("journal:{}", "directory"),
-        ("sqlite:///{}/broken/new.db", "broken"),
-    ],
-)
-def test_storages_that_cannot_be_opened(tmp_path, storage, says):
-    (tmp_path / "broken").write_bytes(b"what is this\n" * 400)
-    with pytest.raises(RSparseError, match=says) as caught:
-        opened(storage.format(tmp_path))
-    assert "\n" not in str(caught.value)
-    assert (tmp_path / "broken").read_bytes() == b"what is this\n" * 400
-
-
-def test_the_storages_folder_is_made(tmp_path):
-    for kind in KINDS:
-        assert worked(opened(f"{kind}{tmp_path}/{kind[0]}/deep/study")) == (0, 0)
-
-
-def test_workers_that_make_a_database_at_once_all_get_it(sqlite, monkeypatch):
-    """The race is played: the first tries find tables that another process is making."""
-    real, fails = optuna.create_study, ["table studies already exists", "UNIQUE constraint failed: alembic_version"]
-
-    def racing(**options):
-        if fails:
-            raise optuna.exceptions.StorageInternalError(fails.pop())
-        return real(**options)
-
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(optuna, "create_study", racing)
-    assert worked(opened(sqlite)) == (0, 0)
-    fails.append("disk I/O error")
-    with pytest.raises(RSparseError, match="disk I/O"):
-        opened(sqlite)
-
-
-def tell(study):
-    study.tell([1.0], 1.0, False)
-
-
-@pytest.mark.parametrize("then", [tell, SearchStudy.done, lambda study: study.claim(0, 3), SearchStudy.give_up])
-@pytest.mark.parametrize("harm", ["removed", "broken"])
-def test_a_database_that_goes_in_the_middle(storage, tmp_path, monkeypatch, harm, then):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # Optuna's between its tries
-    study = opened(storage)
-    worked(study)
-    study.claim(0, 3)
-    file = tmp_path / "study"
-    content = file.read_bytes()
-    file.unlink() if harm == "removed" else file.write_bytes(b"garbage\n" * 2000)
-    with pytest.raises(RSparseError, match="storage") as caught:
-        then(study)
-    assert "\n" not in str(caught.value)
-    assert "exceeding max length" not in str(caught.value)
-    assert harm == "broken" or "is gone" in str(caught.value)
-    assert file.exists() == (harm == "broken")  # no new, headless one
-    file.write_bytes(content)  # it comes back
-    assert list(opened(storage).done()) == [(0, 0)]
-
-
-def test_a_study_that_somebody_deletes(storage):
-    study = opened(storage)
-    worked(study)
-    optuna.delete_study(study_name="search", storage=module._storage(storage))
-    with pytest.raises(RSparseError, match="cannot read"):
-        study.done()
-    with pytest.raises(RSparseError, match="cannot"):
-        study.claim(0, 3)

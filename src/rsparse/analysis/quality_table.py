@@ -104,9 +104,7 @@ def task_table(records: Sequence[Record]) -> list[str]:
             cells.append(f"{statistics.fmean(means.values()):.4f}")
             if base is not None and preset != "dense" and set(base) == set(scores):
                 difference = mean_accuracy_difference(scores, base)
-                cells.append(
-                    "" if difference is None else f"{difference.value:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
-                )
+                cells.append("" if difference is None else _signed(difference))
                 cells.append(_share(scores, base))
             else:
                 cells += ["", ""]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rsparse.analysis.recipe_table import by_kind
 from rsparse.atomic import new_file
@@ -26,6 +27,17 @@ def check_plot(path: Path) -> None:
         raise RSparseError(f"{path}: a picture is a .png, .svg or .pdf file")
 
 
+def unit_grid(recipe: Recipe, field: str) -> NDArray[np.float64]:
+    """A field of the recipe's units, [kinds, blocks]; NaN where a block has no such unit, or the unit no such value."""
+    kinds = by_kind(recipe)
+    grid = np.full((len(kinds), 1 + max(block for units in kinds.values() for block in units)), np.nan)
+    for row, units in enumerate(kinds.values()):
+        for block, unit in units.items():
+            value = getattr(unit, field)
+            grid[row, block] = np.nan if value is None else value
+    return grid
+
+
 def plot_recipe(recipe: Recipe, path: Path) -> None:
     """Heat maps block × kind of unit, as a PNG (or whatever `path` ends in)."""
     check_plot(path)
@@ -35,19 +47,15 @@ def plot_recipe(recipe: Recipe, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     kinds = by_kind(recipe)
-    count = 1 + max(block for units in kinds.values() for block in units)
+    count = unit_grid(recipe, PANELS[0][0]).shape[1]
     width = max(6.0, 0.22 * count + 2.4)
     figure, axes = plt.subplots(
         len(PANELS), 1, figsize=(width, 1.1 + len(PANELS) * (0.3 * len(kinds) + 0.75)), layout="constrained"
     )
     for axis, (field, title) in zip(axes, PANELS, strict=True):
-        grid = np.full((len(kinds), count), np.nan)
-        for row, units in enumerate(kinds.values()):
-            for block, unit in units.items():
-                value = getattr(unit, field)
-                if field == "threshold":
-                    value = np.nan if not value else np.log10(value)
-                grid[row, block] = value
+        grid = unit_grid(recipe, field)
+        if field == "threshold":
+            grid = np.log10(np.where(grid > 0, grid, np.nan))
         low, high = (None, None) if field == "threshold" else (0.0, 1.0)
         image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=low, vmax=high)
         figure.colorbar(image, ax=axis, pad=0.01)

@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from rsparse.analysis.recipe_plot import check_plot
+from rsparse.analysis.recipe_plot import check_plot, unit_grid
 from rsparse.analysis.recipe_table import by_kind
 from rsparse.atomic import new_file
 from rsparse.recipe import Recipe
@@ -22,12 +20,8 @@ def plot(recipe: Recipe, history: Sequence[float], objective: str, path: Path) -
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    kinds = by_kind(recipe)
-    count = 1 + max(block for units in kinds.values() for block in units)
-    grid = np.full((len(kinds), count), np.nan)
-    for row, units in enumerate(kinds.values()):
-        for block, unit in units.items():
-            grid[row, block] = unit.rho
+    grid = unit_grid(recipe, "rho")
+    count = grid.shape[1]
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(6.5 + 0.14 * count, 3.4), width_ratios=[1, 1 + count / 24], layout="constrained"
     )
@@ -37,7 +31,7 @@ def plot(recipe: Recipe, history: Sequence[float], objective: str, path: Path) -
     left.grid(alpha=0.3)
     image = right.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(image, ax=right, pad=0.01)
-    right.set_yticks(range(len(kinds)), [kind.rpartition(".")[2] for kind in kinds], fontsize=8)
+    right.set_yticks(range(len(grid)), [kind.rpartition(".")[2] for kind in by_kind(recipe)], fontsize=8)
     right.set(xlabel="block", title="rho: share of kept bytes in whole channels")
     figure.suptitle(f"Search on {recipe.model or recipe.model_type}: sparsity {recipe.sparsity:.2f}", fontsize=10)
     with new_file(path) as aside:

@@ -59,15 +59,15 @@ class Grid:
         if not self.policies:
             raise RSparseError("there is no token policy")
         labels = {
-            "model": list(map(model_label, self.models)),
-            "text": list(map(text_label, self.texts)),
-            "method": [method.label for method in self.methods],
-            "level": [f"{level:g}" for level in self.levels],
-            "token policie": [str(policy) for policy in self.policies],
+            "models": list(map(model_label, self.models)),
+            "texts": list(map(text_label, self.texts)),
+            "methods": [method.label for method in self.methods],
+            "levels": [f"{level:g}" for level in self.levels],
+            "token policies": [str(policy) for policy in self.policies],
         }
         for what, names in labels.items():
             if twice := next((name for name in names if names.count(name) > 1), None):
-                raise RSparseError(f"two {what}s are called {twice}, and their records would have one name")
+                raise RSparseError(f"two {what} are called {twice}, and their records would have one name")
 
     def cells(self, model: str) -> Iterator[Cell]:
         """A model's cells, dense first, and those of one sparse model together."""

@@ -84,10 +84,10 @@ class QualityBench:
 
 
 def _grouped(cells: list[Cell]) -> dict[tuple[MethodSpec, float], list[Cell]]:
-    groups: dict[tuple[str, float], list[Cell]] = {}
+    groups: dict[tuple[MethodSpec, float], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.method.label, cell.sparsity), []).append(cell)
-    return {(group[0].method, level): group for (_, level), group in groups.items()}
+        groups.setdefault((cell.method, cell.sparsity), []).append(cell)
+    return groups
 
 
 def _name(cell: Cell) -> str:

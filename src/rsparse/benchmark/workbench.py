@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from rsparse.bytes_read import bytes_per_token, dense_bytes_per_token
-from rsparse.calibration import Calibration, TextSource, calibrate
-from rsparse.calibration.windows import make_windows
+from rsparse.calibration import Calibration, calibrate
 from rsparse.conversion import sparsify
 from rsparse.evaluation.describe import backend, model_config, short, sparse_config
-from rsparse.evaluation.perplexity import dense_states, evaluate
+from rsparse.evaluation.measure import text_windows
+from rsparse.evaluation.perplexity import evaluate
 from rsparse.evaluation.tasks import run_tasks
+from rsparse.losses import dense_states
 from rsparse.methods import MethodSpec, make_recipe
 from rsparse.recipe import Recipe
 from rsparse.sparse_model import achieved_sparsity, densify, is_sparse, measuring, state
@@ -122,9 +123,7 @@ class Workbench:
     def windows(self, text: str) -> Tensor:
         if text not in self._windows:
             wanted = self.settings
-            count = None if wanted.max_tokens is None else max(1, wanted.max_tokens // wanted.seq_len)
-            documents = TextSource(text).documents()
-            self._windows[text] = make_windows(documents, self.tokenizer, wanted.seq_len, max_windows=count, source=text)
+            self._windows[text] = text_windows(text, self.tokenizer, wanted.seq_len, wanted.max_tokens)
         return self._windows[text]
 
     def dense(self, text: str) -> Tensor | None:

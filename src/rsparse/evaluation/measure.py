@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from rsparse.calibration.text import TextSource, wikitext_join
 from rsparse.calibration.windows import make_windows
 from rsparse.errors import RSparseError
 from rsparse.evaluation.describe import short
 from rsparse.evaluation.perplexity import Perplexity, evaluate
-from rsparse.evaluation.tasks import TaskScore, check_chat, load_tasks, run_tasks
+from rsparse.evaluation.tasks import TaskScore, check_chat, check_fewshot, load_tasks, run_tasks
 from rsparse.token_policy import TokenPolicy
 
 EVERY_TOKEN = 1 << 30  # as sinks
@@ -44,8 +46,7 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < (1 if name == "limit" else 0):
                 raise RSparseError(f"--{name.replace('_', '-')} must be {1 if name == 'limit' else 0} or more, got {value}")
-        if self.num_fewshot and self.task_dir is not None:
-            raise RSparseError("--num-fewshot is for the harness's own tasks; write examples into the contexts of --task-dir")
+        check_fewshot(self.num_fewshot, self.task_dir)
 
     @property
     def has_tasks(self) -> bool:
@@ -93,10 +94,7 @@ def measure(model: Any, tokenizer: Any, plan: Plan, tasks: Sequence[Any]) -> Mea
     check_chat(tokenizer, plan.chat and plan.has_tasks)
     text = None
     if plan.text is not None:
-        documents = TextSource(plan.text).documents()
-        documents = map(wikitext_join, documents) if plan.wikitext_join else documents
-        count = None if plan.max_tokens is None else plan.max_tokens // plan.seq_len
-        windows = make_windows(documents, tokenizer, plan.seq_len, max_windows=count, source=plan.text)
+        windows = text_windows(plan.text, tokenizer, plan.seq_len, plan.max_tokens, wikitext=plan.wikitext_join)
         text = evaluate(model, windows, plan.token_policy, against_dense=plan.against_dense)
     if not tasks:
         return Measured(text)
@@ -107,6 +105,14 @@ def measure(model: Any, tokenizer: Any, plan: Plan, tasks: Sequence[Any]) -> Mea
         limit=plan.limit, num_fewshot=plan.num_fewshot, chat=plan.chat,
     )  # fmt: skip
     return Measured(text, scores)
+
+
+def text_windows(text: str, tokenizer: Any, seq_len: int, max_tokens: int | None = None, *, wikitext: bool = False) -> Tensor:
+    """Windows [n, seq_len] of a text by name; `wikitext` joins its lines first, as the usual protocol does."""
+    documents = TextSource(text).documents()
+    documents = map(wikitext_join, documents) if wikitext else documents
+    count = None if max_tokens is None else max_tokens // seq_len
+    return make_windows(documents, tokenizer, seq_len, max_windows=count, source=text)
 
 
 def _text_lines(result: Perplexity | None, plan: Plan) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from rsparse.bytes_read import bytes_per_token, dense_bytes_per_token
 from rsparse.errors import RSparseError
-from rsparse.losses import batch_tokens, compare, hidden_states, nll_of
+from rsparse.losses import compare, hidden_states, nll_of, window_batches
 from rsparse.meter import SparsityMeter
 from rsparse.models.layout import check_positions
 from rsparse.progress import progress
@@ -68,7 +66,7 @@ def evaluate(
 
     Under `decode` the first half of each window is the dense prompt, and only the rest is scored. A sparse
     model is compared with its own weights run dense unless `against_dense` is False; `dense_hidden`, from
-    `dense_states` on the same windows, spares that its forward passes.
+    `losses.dense_states` on the same windows, spares that its forward passes.
     """
     token_policy = token_policy or TokenPolicy()
     device = next(model.parameters()).device
@@ -84,7 +82,7 @@ def evaluate(
         scored = _Pass(model, token_policy, prompt, against_dense)
     start = time.perf_counter()
     with measuring(model) as meter, progress(len(windows), label, unit="window") as bar:
-        for index, ids in _batches(model, windows):
+        for index, ids in window_batches(model, windows):
             reference = None if dense_hidden is None else dense_hidden[index : index + len(ids)].to(device)
             for name, values in scored.losses(ids, reference).items():
                 totals[name].append(values[:, first:])
@@ -151,22 +149,6 @@ class _Pass:
             with self.dense_clock, rows.using(TokenPolicy("dense")):
                 dense_hidden = hidden_states(model, ids)
         return dict(vars(compare(model, ids, hidden, dense_hidden)))
-
-
-@torch.no_grad()
-def dense_states(model: PreTrainedModel, windows: Tensor, *, keep_on: torch.device | None = None) -> Tensor:
-    """What the head reads of the dense model, [n, seq_len, hidden], to compare several sparse forms with; on the model's
-    device unless `keep_on` names another."""
-    device = next(model.parameters()).device
-    dense: Any = state(model).policy.using(TokenPolicy("dense")) if is_sparse(model) else contextlib.nullcontext()
-    with dense:
-        return torch.cat([hidden_states(model, ids).to(keep_on or device) for _, ids in _batches(model, windows)])
-
-
-def _batches(model: PreTrainedModel, windows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    device, size = next(model.parameters()).device, max(1, batch_tokens(model) // windows.shape[1])
-    for index in range(0, len(windows), size):
-        yield index, windows[index : index + size].to(device)
 
 
 class _Clock:

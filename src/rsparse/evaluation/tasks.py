@@ -91,6 +91,12 @@ def load_tasks(names: Sequence[str] | None, folder: str | Path | None = None) ->
     return list(loaded["tasks"].values())
 
 
+def check_fewshot(num_fewshot: int | None, task_dir: Path | None) -> None:
+    """Raises RSparseError where worked examples are asked of tasks that have none to take."""
+    if num_fewshot and task_dir is not None:
+        raise RSparseError("--num-fewshot is for the harness's own tasks; write examples into the contexts of --task-dir")
+
+
 def run_tasks(
     lm: Any,
     tasks: Sequence[Any],

@@ -14,7 +14,7 @@ from rsparse.calibration.histogram import quantile_threshold
 from rsparse.calibration.store import Calibration
 from rsparse.conversion import fitted_factors
 from rsparse.errors import RSparseError
-from rsparse.losses import batch_tokens, compare, hidden_states, nll_of
+from rsparse.losses import compare, dense_states, hidden_states, nll_of, window_batches
 from rsparse.models.layout import sites
 from rsparse.progress import progress
 from rsparse.recipe import Recipe, UnitRecipe
@@ -45,7 +45,7 @@ class CandidateModel:
         self.device = next(model.parameters()).device
         self.windows = windows.to(self.device)
         self.policy = TokenPolicy("all", sink_tokens=calibration.meta.sink_tokens)
-        self.dense = self._dense() if objective == "kl" else None
+        self.dense = dense_states(model, self.windows) if objective == "kl" else None
         self.units: dict[str, _Unit] = {}
         begin(model, base)
         try:
@@ -70,16 +70,15 @@ class CandidateModel:
         for name, unit in self.units.items():
             unit.set(recipe.units[name])
         sums, scored = 0.0, len(self.windows) * (self.windows.shape[1] - 1)
-        size = max(1, batch_tokens(self.model) // self.windows.shape[1])
-        for number, ids in enumerate(self.windows.split(size)):
-            hooks = [unit.settle_next(self.policy.sink_tokens) for unit in self.units.values()] if number == 0 else []
+        for start, ids in window_batches(self.model, self.windows):
+            hooks = [unit.settle_next(self.policy.sink_tokens) for unit in self.units.values()] if start == 0 else []
             try:
                 with state(self.model).policy.using(self.policy):
                     hidden = hidden_states(self.model, ids)
             finally:
                 for hook in hooks:
                     hook.remove()
-            sums += float(self._losses(ids, hidden, number * size).double().sum())
+            sums += float(self._losses(ids, hidden, start).double().sum())
             if not math.isfinite(sums):
                 raise RSparseError("a candidate's output is not finite; try --dtype float32 or a lower sparsity")
             if sums / scored > worst:
@@ -91,11 +90,6 @@ class CandidateModel:
             return nll_of(self.model, ids, hidden)
         # KL is not negative, but for rounding.
         return compare(self.model, ids, hidden, self.dense[start : start + len(ids)]).kl.clamp_min(0)
-
-    @torch.no_grad()
-    def _dense(self) -> Tensor:
-        size = max(1, batch_tokens(self.model) // self.windows.shape[1])
-        return torch.cat([hidden_states(self.model, ids) for ids in self.windows.split(size)])
 
     def _install(self, calibration: Calibration) -> None:
         unit_of = {name: key for key, unit in self.base.units.items() for name in unit.linears}

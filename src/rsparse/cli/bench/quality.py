@@ -88,9 +88,9 @@ def _grid(args: argparse.Namespace) -> Any:
 def _settings(args: argparse.Namespace) -> Any:
     from rsparse.benchmark.settings import Settings
     from rsparse.checkpoint.load import pick_device, pick_dtype
+    from rsparse.evaluation.tasks import check_fewshot
 
-    if args.num_fewshot and args.task_dir is not None:
-        raise RSparseError("--num-fewshot is for the harness's own tasks; write examples into the contexts of --task-dir")
+    check_fewshot(args.num_fewshot, args.task_dir)
     device = pick_device(args.device)
     dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
     return Settings(
