@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -18,19 +20,19 @@ def problem(dtype):
 
 
 def on_cpu(x, c, t, row_mask=None):
-    return mask_rows.mask_rows(x, c, t, row_mask, dropped=True)
+    return mask_rows.mask_rows(x, c, t, row_mask, rank=8)
 
 
-def on_gpu(x, c, t, row_mask=None):
-    found = mask_rows._on_gpu(x, c, t, row_mask, True)
-    without = mask_rows._on_gpu(x, c, t, row_mask, False)
+def on_gpu_without_triton(x, c, t, row_mask=None):
+    found = mask_rows._plain(x, c, t, row_mask, 8)
+    without = mask_rows._plain(x, c, t, row_mask, 0)
     assert without.dropped is None
     assert torch.equal(without.kept, found.kept)
     assert torch.equal(without.counts, found.counts)
     return found
 
 
-@pytest.mark.parametrize("form", [on_cpu, on_gpu])
+@pytest.mark.parametrize("form", [on_cpu, on_gpu_without_triton])
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.75, 0.7500001, 1e9])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -38,7 +40,8 @@ def test_it_is_keep_mask(dtype, scaled, t, form):
     x, c = problem(dtype)
     c, threshold = (c if scaled else None), torch.tensor(t)
     m = reference.keep_mask(x, c, threshold)
-    kept, dropped, counts = form(x, c, threshold)
+    kept, dropped, counts, joined = form(x, c, threshold)
+    assert joined is None
     assert kept.dtype == dropped.dtype == x.dtype
     assert torch.equal(dropped, torch.where(m, 0, x))
     assert torch.equal(kept, torch.where(m, x, 0))
@@ -46,11 +49,11 @@ def test_it_is_keep_mask(dtype, scaled, t, form):
     assert torch.equal(counts.long(), m.sum(-1))
 
 
-@pytest.mark.parametrize("form", [on_cpu, on_gpu])
+@pytest.mark.parametrize("form", [on_cpu, on_gpu_without_triton])
 def test_dense_rows_come_back_whole(form):
     x, c = problem(torch.float32)
     row_mask = torch.rand(2, 50, generator=torch.Generator().manual_seed(1)) > 0.5
-    kept, dropped, counts = form(x, c, torch.tensor(0.8), row_mask)
+    kept, dropped, counts, _ = form(x, c, torch.tensor(0.8), row_mask)
     assert not dropped[~row_mask].any()
     assert torch.equal(dropped[row_mask], (x - kept)[row_mask])
     m = reference.keep_mask(x, c, 0.8)
@@ -63,7 +66,7 @@ def test_dense_rows_come_back_whole(form):
 def test_a_threshold_between_two_values_of_the_dtype_is_not_rounded():
     x = torch.tensor([[1.0, 1.0078125]], dtype=torch.bfloat16)
     for t, expected in ((0.999, 2), (1.007, 1), (1.0086, 0)):
-        kept, dropped, counts = mask_rows.mask_rows(x, None, torch.tensor(t))
+        kept, dropped, counts, _ = mask_rows.mask_rows(x, None, torch.tensor(t))
         assert dropped is None
         assert counts.tolist() == [expected]
         assert int(kept.count_nonzero()) == expected
@@ -71,7 +74,7 @@ def test_a_threshold_between_two_values_of_the_dtype_is_not_rounded():
 
 def test_a_nan_is_not_hidden():
     x = torch.tensor([[float("nan"), 1.0, float("inf")]])
-    kept, _, _ = mask_rows.mask_rows(x, None, torch.tensor(0.5))
+    kept, _, _, _ = mask_rows.mask_rows(x, None, torch.tensor(0.5))
     assert kept[0, 0].isnan()
     assert kept[0, 1:].tolist() == [1.0, float("inf")]
 
@@ -103,25 +106,40 @@ def test_a_gpu_tensor_runs_what_compile_returns(monkeypatch):
     assert compiled.Compiled(lambda x: x * 2)(torch.ones(1)).tolist() == [2]
 
 
-def test_two_signatures_compile_whatever_is_none_or_of_one_row(monkeypatch):
-    """Each mixture compiled by itself would meet torch.compile's limit of eight, and run uncompiled from then on."""
-    seen = []
+@pytest.fixture
+def without_triton(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "rsparse.ops.mask_triton", raising=False)
+    mask_rows._kernel.cache_clear()
+    yield
+    mask_rows._kernel.cache_clear()
 
-    def counting(function, dynamic):
-        import torch._dynamo
 
-        backend = lambda graph, inputs: seen.append(function.__name__) or graph.forward  # noqa: E731
-        return torch._dynamo.optimize(backend, dynamic=dynamic)(function)
+def test_without_triton_plain_torch_does_it_and_says_so_once(without_triton):
+    x, c = problem(torch.float32)
+    with pytest.warns(UserWarning, match=r"Triton failed \(.*triton.*\)") as caught:
+        twice = [mask_rows.mask_rows(x.as_subclass(OnGpu), c, torch.tensor(0.75), rank=5) for _ in range(2)]
+    assert len(caught) == 1
+    found = twice[1]
+    m = reference.keep_mask(x, c, torch.tensor(0.75))
+    assert torch.equal(found.kept, torch.where(m, x, 0))
+    assert torch.equal(found.dropped, torch.where(m, 0, x))
+    assert found.joined is None
 
-    monkeypatch.setattr(torch, "compile", counting)
-    monkeypatch.setattr(mask_rows, "_keep", compiled.Compiled(mask_rows._keep.function))
-    monkeypatch.setattr(mask_rows, "_split", compiled.Compiled(mask_rows._split.function))
-    monkeypatch.setattr(mask_rows, "COMPILE_ROWS", 1)
-    monkeypatch.setattr(compiled, "compiles_on", lambda x: True)
-    for dropped in (False, True):
-        for shape in ((2, 40, 16), (3, 50, 16), (4, 30, 24), (1, 20, 16)):
-            for c in (None, torch.rand(shape[-1])):
-                for row_mask in (None, torch.rand(shape[:2]) > 0.5):
-                    mask_rows._on_gpu(torch.randn(shape), c, torch.tensor(0.5), row_mask, dropped)
-    assert sorted(set(seen)) == ["_keep", "_split"]
-    assert len(seen) <= 4  # a batch of one is another shape to torch.compile
+
+def test_running_out_of_memory_is_not_taken_for_a_kernel_that_fails(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("full")
+
+    monkeypatch.setitem(sys.modules, "rsparse.ops.mask_triton", type(sys)("mask_triton"))
+    sys.modules["rsparse.ops.mask_triton"].split = full
+    mask_rows._kernel.cache_clear()
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        mask_rows.mask_rows(torch.ones(2, 8).as_subclass(OnGpu), None, torch.tensor(0.5))
+    mask_rows._kernel.cache_clear()
+
+
+def test_a_cpu_never_asks_for_triton(monkeypatch):
+    monkeypatch.setattr(mask_rows, "_kernel", lambda *args: pytest.fail("asked for the kernel"))
+    x, c = problem(torch.bfloat16)
+    assert mask_rows.mask_rows(x, c, torch.tensor(0.75), rank=5).joined is None

@@ -81,6 +81,26 @@ def test_masked_gemm_equals_gather(dtype, rank, deflated):
         assert_close_rms(by_gemm(x, W, U, V, b, c, 0.6, mask, deflated), one, dtype)
 
 
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize("rank", [1, RANK, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_gemm_equals_two(dtype, rank, deflated):
+    """Where the buffer of kept has room for z = Vᵀdropped, padded to 8 columns."""
+    x, W, U, V, b, c, _ = problem(dtype, rank)
+    packed = reference.pack(W, U, V, deflated=deflated)
+    m = reference.keep_mask(x, c, 0.6)
+    for shape in ((ROWS,), (2, ROWS // 2)):
+        joined = torch.full((*shape, IN + 8), math.nan, dtype=dtype)
+        kept, dropped = (torch.where(each, x, 0).view(*shape, IN) for each in (m, ~m))
+        joined[..., :IN] = kept
+        rows = MaskedRows(joined[..., :IN], dropped, m.sum(-1).view(shape), joined)
+        for bias in (b, None):
+            two = reference.masked_gemm(packed, x.view(*shape, IN), rows._replace(kept=kept, joined=None), bias)
+            one = reference.masked_gemm(packed, x.view(*shape, IN), rows, bias)
+            assert one.shape == (*shape, OUT)
+            assert_close_rms(one, two, dtype)
+
+
 def test_masked_gemm_takes_any_leading_shape():
     x, W, U, V, b, c, _ = problem()
     flat = by_gemm(x, W, U, V, b, c, 0.6)

@@ -103,10 +103,16 @@ def masked_gemm(packed: Packed, x: Tensor, rows: MaskedRows, bias: Tensor | None
     if packed.U is None or packed.V is None:
         return F.linear(rows.kept, packed.weight, bias)
     U, V = packed.U, packed.V
+    dropped = (x if packed.deflated or rows.dropped is None else rows.dropped).flatten(0, -2)
+    if rows.joined is not None:
+        # W kept + U z = [W | U] [kept | z]. H100, bf16, 131072 rows, 576 → 1536: 0.415 ms, against 0.347 for W alone and
+        # 0.711 for the addmm below, whose other product comes on top.
+        columns, room = x.shape[-1], rows.joined.shape[-1] - x.shape[-1]
+        U, V = (F.pad(factor, (0, room - factor.shape[1])) for factor in (U, V))
+        torch.mm(dropped, V, out=rows.joined.flatten(0, -2)[:, columns:])
+        return F.linear(rows.joined, torch.cat([packed.weight, U], 1), bias)
     if x.is_cuda and U.shape[1] % 8:  # cuBLAS has no fast kernel for 16-bit rows that are no multiple of 16 bytes
         U, V = (F.pad(factor, (0, -factor.shape[1] % 8)) for factor in (U, V))
-    dropped = x if packed.deflated or rows.dropped is None else rows.dropped
-    z = dropped.flatten(0, -2) @ V
     # The large product adds to the small one: one pass over y and one rounding less than their sum.
-    y = torch.addmm(F.linear(z, U, bias), rows.kept.flatten(0, -2), packed.weight.T)
+    y = torch.addmm(F.linear(dropped @ V, U, bias), rows.kept.flatten(0, -2), packed.weight.T)
     return y.view(*x.shape[:-1], -1)
