@@ -50,6 +50,16 @@ def changed(recipe, name, **changes):
     return dataclasses.replace(recipe, units=units)
 
 
+def test_a_compensated_models_recipe(model):
+    """Its vectors are nowhere but in its checkpoint: with zeros in their place it would be another model."""
+    recipe = uniform(model)
+    settled = recipe.with_thresholds(dict.fromkeys(recipe.units, 0.5))
+    for given in (recipe, settled):
+        some = changed(given, "model.layers.0.mlp.up_proj", compensated=True)
+        refused("its vectors are in that checkpoint, not in the recipe", model, some, calibration_of("llama"))
+    refused("its vectors are in that checkpoint", model, changed(settled, "model.layers.0.mlp.up_proj", compensated=True))
+
+
 def test_recipes_of_other_models(model):
     calibration = calibration_of("llama")
     for other, says in (

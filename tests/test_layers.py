@@ -20,7 +20,7 @@ LEVELS = [
     ["integrations", "evaluation", "analysis", "benchmark"],
     ["methods"],
     ["search", "compensation", "checkpoint", "runtime", "conversion"],
-    ["sparse_linear", "sparse_model", "bytes_read", "calibration", "models", "losses"],
+    ["sparse_linear", "sparse_model", "bytes_read", "calibration", "models", "losses", "settle"],
     ["criteria", "lowrank", "ops", "row_policy", "meter"],
     ["recipe", "schema", "token_policy", "atomic", "errors", "progress", "fingerprint", "records", "quiet", "shards"],
 ]

@@ -68,6 +68,41 @@ def test_kept_share_pays_for_the_factors():
     assert hand.kept_share == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("changes", [{}, {"linears": ("a",), "outs": (8,)}, {"linears": ("a", "b", "c"), "outs": (1, 2, 5)}])
+def test_a_vector_costs_one_channel(changes):
+    """out numbers of out·in, whatever the linears: 8 of 32."""
+    assert unit(compensated=True, **changes).kept_share == pytest.approx(0.5 - 1 / 4, abs=1e-15)
+    both = unit(compensated=True, ranks=(1,), sparsity=0.25, **changes)  # 8 + 12 of 24 that are left
+    assert both.fixed_size == 20
+    assert both.lowrank_size == 12
+    assert both.kept_share == pytest.approx(4 / 32, abs=1e-15)
+    assert unit(compensated=True, sparsity=0.75, **changes).kept_share == pytest.approx(0, abs=1e-15)
+    down = dataclasses.replace(UnitRecipe.uniform({"down": 4096}, 14336, 0.5), compensated=True)
+    assert down.kept_share == pytest.approx(0.5 - 1 / 14336, abs=1e-15)
+
+
+def test_compensation_in_json_and_in_the_sha(tmp_path):
+    plain = recipe()
+    first = dataclasses.replace(plain.units["first"], compensated=True)
+    done = dataclasses.replace(plain, units={**plain.units, "first": first})
+    labelled = dataclasses.replace(done, compensation="a text: vectors")
+    labelled.save(tmp_path / "r.json")
+    after = Recipe.load(tmp_path / "r.json")
+    assert after == labelled
+    assert [unit.compensated for unit in after.units.values()] == [True, False, False]
+    assert after.compensation == "a text: vectors"
+    assert labelled.sha() == done.sha() != plain.sha()
+
+
+def test_a_file_from_before_compensation_loads(tmp_path):
+    data = json.loads(json.dumps(recipe().to_dict()))
+    del data["compensation"]
+    for each in data["units"].values():
+        del each["compensated"]
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    assert Recipe.load(tmp_path / "old.json") == recipe()
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("rho", [0.0, 0.3, 0.9, 1.0])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.93])
@@ -131,10 +166,12 @@ def test_threshold_survives_json_exactly(tmp_path):
         ({"rho": 1.1}, "rho"),
         ({"rho": -0.1}, "rho"),
         ({"rho": math.nan}, "rho"),
-        ({"sparsity": 0.0, "rho": 0.5}, "rho must be 1"),
+        ({"sparsity": 0.0, "rho": 0.5}, "rho 1, rank 0"),
         ({"sparsity": 0.0, "ranks": (1,)}, "rank 0"),
-        ({"ranks": (2,)}, "cost more"),  # 2·(4+8) = 24 of 16 kept weights
-        ({"ranks": (1, 2)}, "cost more"),  # 10 + 12
+        ({"ranks": (2,)}, "costs more"),  # 2·(4+8) = 24 of 16 kept weights
+        ({"ranks": (1, 2)}, "costs more"),  # 10 + 12
+        ({"sparsity": 0.0, "compensated": True}, "no compensation"),
+        ({"sparsity": 0.8, "compensated": True}, "costs more"),  # 8 of 6.4
         ({"ranks": (-1,)}, "ranks"),
         ({"ranks": ()}, "ranks"),
         ({"ranks": (0, 0, 0)}, "ranks"),
@@ -217,7 +254,9 @@ FIRST = ("units", "first")
         (_in(*FIRST, "ranks", value=3), "'ranks'"),
         (_in(*FIRST, "ranks", value=["3"]), "ranks"),
         (_in(*FIRST, "ranks", value=[0.5]), "ranks"),
-        (_in(*FIRST, "ranks", value=[10_000]), "cost more"),
+        (_in(*FIRST, "ranks", value=[10_000]), "costs more"),
+        (_in(*FIRST, "compensated", value=1), "'compensated'"),
+        (_in("compensation", value=None), "'compensation'"),
         (_in(*FIRST, "in_features", value=4096.0), "'in_features'"),
         (_in(*FIRST, "outs", value=[4096, "1024", 1024]), "'outs'"),
         (_in(*FIRST, "outs", value=[4096, None, 1024]), "'outs'"),

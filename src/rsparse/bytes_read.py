@@ -21,7 +21,7 @@ def dense_bytes_per_token(model: PreTrainedModel) -> int:
 
 
 def bytes_per_token(model: PreTrainedModel, sparsity_by_unit: Mapping[str, float]) -> int:
-    """The same with each unit's kept channels, low-rank factors and score scale in place of its weight.
+    """The same with each unit's kept channels, low-rank factors, compensation and score scale in place of its weight.
 
     `sparsity_by_unit` is what a SparsityMeter measured.
     """

@@ -59,6 +59,8 @@ def sparsify(
         raise RSparseError(
             "this recipe needs a calibration: its thresholds are not solved, or its low-rank factors are fitted to data"
         )
+    if any(unit.compensated for unit in recipe.units.values()):
+        raise RSparseError("this recipe is a compensated model's: its vectors are in that checkpoint, not in the recipe")
     begin(model, recipe, backend)
     try:
         for unit in recipe.units.values():

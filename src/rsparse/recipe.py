@@ -34,7 +34,8 @@ class UnitRecipe:
 
     `linears` names each linear in full, `outs` gives its out_features. `ranks` holds one rank for factors of the
     stacked weight, or one for each linear; `threshold` is None until calibration or the settling pass
-    has solved it. A unit that keeps every channel needs none.
+    has solved it. A unit that keeps every channel needs none. `compensated` says that each linear has a vector [out] that
+    is added on sparse rows.
     """
 
     linears: tuple[str, ...]
@@ -45,6 +46,7 @@ class UnitRecipe:
     ranks: tuple[int, ...] = (0,)
     criterion: str = "magnitude"
     threshold: float | None = None
+    compensated: bool = False
 
     def __post_init__(self) -> None:
         for field in ("linears", "outs", "ranks"):
@@ -56,12 +58,14 @@ class UnitRecipe:
             raise RSparseError(f"recipe unit {name}: sparsity must be in [0, 1), got {self.sparsity}")
         if not 0 <= self.rho <= 1:
             raise RSparseError(f"recipe unit {name}: rho must be in [0, 1], got {self.rho}")
-        if self.sparsity == 0 and (self.rho != 1 or any(self.ranks)):
-            raise RSparseError(f"recipe unit {name}: sparsity 0 keeps the weight whole, so rho must be 1 and rank 0")
+        if self.sparsity == 0 and (self.rho != 1 or any(self.ranks) or self.compensated):
+            raise RSparseError(f"recipe unit {name}: sparsity 0 keeps the weight whole: rho 1, rank 0, no compensation")
         if len(self.ranks) not in (1, len(self.linears)) or min(self.ranks) < 0:
             raise RSparseError(f"recipe unit {name}: ranks must be one number, or one for each linear")
         if self.kept_share < -1e-9:
-            raise RSparseError(f"recipe unit {name}: ranks {self.ranks} cost more than sparsity {self.sparsity} leaves")
+            raise RSparseError(
+                f"recipe unit {name}: what is always read costs more than sparsity {self.sparsity} leaves: ranks {self.ranks}"
+            )
         if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise RSparseError(f"recipe unit {name}: threshold must be a finite number of 0 or more, got {self.threshold}")
 
@@ -110,16 +114,22 @@ class UnitRecipe:
         return sum(rank * (self.in_features + out) for rank, out in zip(self.ranks, outs, strict=True))
 
     @property
+    def fixed_size(self) -> int:
+        """Numbers that every sparse row reads: low-rank factors and compensation."""
+        return self.lowrank_size + (self.out_features if self.compensated else 0)
+
+    @property
     def kept_share(self) -> float:
-        """Share of input channels that the budget leaves after the low-rank part: (1−s) − r·(in+out)/(in·out)."""
-        return (1 - self.sparsity) - self.lowrank_size / self.size
+        """Share of input channels that the budget leaves after what is always read: (1−s) − r·(in+out)/(in·out)."""
+        return (1 - self.sparsity) - self.fixed_size / self.size
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A whole model's recipe. Linears outside of its units stay dense.
 
-    `model` and `calibration` say, for people, what it was made for and what solved its thresholds.
+    `model`, `calibration` and `compensation` say, for people, what it was made for, and what solved its thresholds and
+    fitted its compensation.
     """
 
     model_type: str
@@ -129,6 +139,7 @@ class Recipe:
     fit: str = "svd"
     model: str = ""
     calibration: str = ""
+    compensation: str = ""
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -199,5 +210,7 @@ class Recipe:
 
     def sha(self) -> str:
         """Twelve hex digits that name this recipe in result records, whatever its labels for people say."""
-        content = {name: value for name, value in self.to_dict().items() if name not in ("model", "calibration")}
+        content = {
+            name: value for name, value in self.to_dict().items() if name not in ("model", "calibration", "compensation")
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

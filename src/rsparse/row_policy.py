@@ -91,6 +91,9 @@ class RowPolicy:
             return
         position = self._positions(shape, past, mask, position_ids, device)
         dense = position < policy.sink_tokens
+        if kind == "all" and mask is None and position_ids is None:  # known without asking the device
+            self.sparse = False if past + tokens <= policy.sink_tokens else ~dense if past < policy.sink_tokens else True
+            return
         if kind == "decode" and self._prompt_lengths is not None:
             dense = dense | (position < self._prompt_lengths.to(position.device).unsqueeze(-1))
         if policy.fraction is not None and past == 0:

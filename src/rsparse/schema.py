@@ -33,6 +33,7 @@ def checked_keys(cls: Any, data: Any, where: str) -> dict[str, Any]:
 
 _NUMBER = (int, float)
 _JSON_TYPES: dict[Any, Any] = {
+    "bool": bool,
     "str": str,
     "int": int,
     "float": _NUMBER,

@@ -14,15 +14,16 @@ from rsparse.row_policy import RowPolicy
 
 
 class RSparseLinear(nn.Linear):
-    """Dense rows: y = W x + b. Sparse rows: y = W (m⊙x) + U Vᵀ((1−m)⊙x) + b.
+    """Dense rows: y = W x + b. Sparse rows: y = W (m⊙x) + U Vᵀ((1−m)⊙x) + b + compensation.
 
-    weight: [out, in] as on disk; U: [out, r] and V: [in, r] in its dtype, or None; channel_scale: [in] fp32
-    or None for ones; threshold: scalar fp32. In a group the first member leads: channel_scale, threshold
+    weight: [out, in] as on disk; U: [out, r], V: [in, r] and compensation: [out] in its dtype, or None; channel_scale:
+    [in] fp32 or None for ones; threshold: scalar fp32. In a group the first member leads: channel_scale, threshold
     and, where the factors are of the stacked weight, V are its buffers, and the others read them there.
     """
 
     U: Tensor | None
     V: Tensor | None
+    compensation: Tensor | None
     channel_scale: Tensor | None
     threshold: Tensor
 
@@ -35,6 +36,7 @@ class RSparseLinear(nn.Linear):
         *,
         rank: int,
         scaled: bool,
+        compensated: bool = False,
         leader: RSparseLinear | None = None,
         stacked: bool = False,
     ) -> None:
@@ -49,6 +51,7 @@ class RSparseLinear(nn.Linear):
         buffers = {
             "U": weight.new_zeros(self.out_features, rank) if rank else None,
             "V": weight.new_zeros(self.in_features, rank) if rank else None,
+            "compensation": weight.new_zeros(self.out_features) if compensated else None,
             "channel_scale": weight.new_ones(self.in_features, dtype=torch.float32) if scaled else None,
             "threshold": weight.new_zeros((), dtype=torch.float32),
         }
@@ -70,17 +73,24 @@ class RSparseLinear(nn.Linear):
         x, sparse = input, self.policy.sparse
         if sparse is False:
             return F.linear(x, self.weight, self.bias)
+        row_mask = sparse if isinstance(sparse, Tensor) else None
+        if self.compensation is None:
+            return self._masked(x, row_mask, self.bias)
+        if row_mask is None:
+            return self._masked(x, None, self.compensation if self.bias is None else self.bias + self.compensation)
+        return torch.addcmul(self._masked(x, row_mask, self.bias), row_mask.unsqueeze(-1).to(x.dtype), self.compensation)
+
+    def _masked(self, x: Tensor, row_mask: Tensor | None, bias: Tensor | None) -> Tensor:
         packed = self.ops.pack(self.weight, self.U, self.V)
         if self.meter is None and x.shape[:-1].numel() <= self.ops.gather_rows:
             rows = x.reshape(-1, self.in_features)
-            row_mask = sparse.reshape(-1) if isinstance(sparse, Tensor) else None
-            chosen = self.ops.select(rows, self.channel_scale, self.threshold, V=self.V, row_mask=row_mask)
-            return self.ops.gather_gemv(packed, *chosen, self.bias).view(*x.shape[:-1], self.out_features)
-        row_mask = sparse if isinstance(sparse, Tensor) else None
-        masked = self.ops.mask_rows(x, self.channel_scale, self.threshold, row_mask, dropped=self.U is not None)
+            flat = None if row_mask is None else row_mask.reshape(-1)
+            chosen = self.ops.select(rows, self.channel_scale, self.threshold, V=self.V, row_mask=flat)
+            return self.ops.gather_gemv(packed, *chosen, bias).view(*x.shape[:-1], self.out_features)
+        masked = self.ops.mask_rows(x, self.channel_scale, self.threshold, row_mask, rank=self.rank)
         if self.meter is not None:
             self.meter.add(self.unit, masked.counts, self.in_features, *self.policy.counted(masked.counts.shape))
-        return self.ops.masked_gemm(packed, x, masked, self.bias)
+        return self.ops.masked_gemm(packed, x, masked, bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> RSparseLinear:
         """`.to(dtype)` moves score scale and threshold but never rounds them: a mask is exact or it is another."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -91,8 +91,9 @@ def install_unit(model: PreTrainedModel, name: str, unit: UnitRecipe, *, scaled:
         assert isinstance(linear, nn.Linear)
         leader = members[0] if members else None
         member = RSparseLinear(
-            linear, name, found.policy, found.ops, rank=rank, scaled=scaled, leader=leader, stacked=len(unit.ranks) == 1
-        )
+            linear, name, found.policy, found.ops, rank=rank, scaled=scaled, compensated=unit.compensated,
+            leader=leader, stacked=len(unit.ranks) == 1,
+        )  # fmt: skip
         member.train(linear.training)
         model.set_submodule(linear_name, member)
         members.append(member)
@@ -116,6 +117,12 @@ def set_thresholds(model: PreTrainedModel, thresholds: Mapping[str, float]) -> N
         if name in members:
             members[name][0].threshold.fill_(value)
     found.recipe = found.recipe.with_thresholds(thresholds)
+
+
+def replace_units(model: PreTrainedModel, units: Mapping[str, UnitRecipe], **labels: str) -> None:
+    """Other units and labels in the model's recipe; its modules are the caller's."""
+    found = state(model)
+    found.recipe = replace(found.recipe, units=units, **labels)  # type: ignore[arg-type]
 
 
 def densify(model: PreTrainedModel) -> PreTrainedModel:
@@ -151,12 +158,12 @@ def measuring(model: PreTrainedModel) -> Iterator[SparsityMeter]:
 
 
 def achieved_sparsity(model: PreTrainedModel, meter: SparsityMeter) -> tuple[float, dict[str, float]]:
-    """Measured sparsity in total and by unit: 1 − (kept weights + factors) / all weights of all blocks' linears."""
+    """Measured sparsity in total and by unit: 1 − (kept weights + factors + vectors) / all weights of all blocks' linears."""
     by_unit, saved = {}, 0.0
     for name, unit in state(model).recipe.units.items():
         kept = meter.kept_share(name)
         if kept is not None:
-            by_unit[name] = 1 - kept - unit.lowrank_size / unit.size
+            by_unit[name] = 1 - kept - unit.fixed_size / unit.size
             saved += by_unit[name] * unit.size
     return saved / linear_weights(model), by_unit
 

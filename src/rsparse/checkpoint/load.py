@@ -162,7 +162,9 @@ def _check_loaded(name: str, model: Any, config: Any, info: dict[str, Any]) -> N
     if _quant_method(config) == "rsparse" and not is_sparse(model):
         raise RSparseError("the checkpoint is sparse but loaded dense; this transformers did not take rsparse's loader")
     unexpected = sorted(
-        str(key) for key in info.get("unexpected_keys") or () if str(key).endswith((".U", ".V", ".channel_scale"))
+        str(key)
+        for key in info.get("unexpected_keys") or ()
+        if str(key).endswith((".U", ".V", ".channel_scale", ".compensation"))
     )
     if unexpected:
         raise RSparseError(

@@ -82,6 +82,7 @@ def _check_shapes(name: str, unit: UnitRecipe, members: list[RSparseLinear]) -> 
     """Some versions of transformers take a tensor of another shape without a word."""
     for member, rank in zip(members, unit.linear_ranks, strict=True):
         wanted = {"U": (member.out_features, rank), "V": (member.in_features, rank), "channel_scale": (member.in_features,)}
+        wanted["compensation"] = (member.out_features,)
         for key, shape in wanted.items():
             tensor = getattr(member, key)
             if tensor is not None and tuple(tensor.shape) != shape:

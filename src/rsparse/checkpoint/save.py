@@ -35,8 +35,8 @@ def save_pretrained(
 ) -> Path:
     """Write `model` (sparse or dense), and its tokenizer, to `folder`. Returns the folder.
 
-    W goes to `model-0000N-of-….safetensors` under the tensors' original names; U, V and channel_scale to
-    `rsparse.safetensors`; the recipe to config.json. Raises RSparseError where `folder` exists and
+    W goes to `model-0000N-of-….safetensors` under the tensors' original names; U, V, channel_scale and
+    compensation to `rsparse.safetensors`; the recipe to config.json. Raises RSparseError where `folder` exists and
     `overwrite` is False, and where the disk is full.
     """
     folder = Path(folder)

@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> None:
         _check_weights(path)
     print(f"{recipe.method} for {recipe.model or recipe.model_type}, grouping {recipe.grouping}, low-rank fit {recipe.fit}")
     print(f"asked sparsity {recipe.sparsity:.4f} over {len(recipe.units)} units, thresholds {_settled(recipe)}")
+    if compensated := sum(unit.compensated for unit in recipe.units.values()):
+        print(f"compensated in {compensated} of them, fitted on {recipe.compensation or 'a text that it does not name'}")
     print()
     from rsparse.analysis.recipe_table import kind_rows, unit_rows
 

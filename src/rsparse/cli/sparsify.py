@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from rsparse.cli import _fit
 from rsparse.cli import _options as options
 from rsparse.errors import RSparseError
 
@@ -16,7 +17,17 @@ CHOICES = ("rho", "criterion", "grouping", "fit")
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("--sparsity", type=float, help="share of the blocks' weights not to read, in [0, 1)")
-    parser.add_argument("--method", metavar="NAME[:OPTION=VALUE,...]", help=f"{options.files_of('methods')} (default rsparse)")
+    parser.add_argument(
+        "--quality", choices=("fast", "balanced", "best"),
+        help="fast: a greedy sets each unit's level; balanced: what it does to the output; best: that, then compensated "
+        "(docs/quality.md has gains and costs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--method",
+        metavar="NAME[:OPTION=VALUE,...][+compensate]",
+        help=f"{options.files_of('methods')} (default rsparse); +compensate, with :steps=N and the like, fits the free parts "
+        "to the dense model",
+    )
     parser.add_argument("--rho", type=float, help="share of the bytes for whole channels; the rest is low-rank")
     parser.add_argument("--criterion", help=f"what scores a channel: {options.files_of('criteria')}")
     parser.add_argument("--grouping", help="linear: a mask for each linear; group: one for linears with the same input")
@@ -26,6 +37,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--calibration", type=Path, metavar="DIR", help="statistics from `rsparse calibrate`")
     source.add_argument("--data", help=f"{options.DATA_HELP}; calibrates now (default allenai/c4:en)")
     options.add_calibration_size(parser)
+    parser.add_argument(
+        "--fit-data", metavar="TEXT", help="text for +compensate and --quality best (default: the calibration's)"
+    )
+    parser.add_argument("--fit-tokens", type=int, default=262_144, help="how many tokens of it (default %(default)s)")
     parser.add_argument(
         "--settle-tokens", type=int, default=8192, help="tokens that solve the thresholds (default %(default)s)"
     )
@@ -38,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from rsparse.calibration import Calibration
     from rsparse.checkpoint import save_pretrained
+    from rsparse.compensation import fit_windows
     from rsparse.conversion import sparsify
     from rsparse.fingerprint import weights_sha
     from rsparse.records import Run
@@ -49,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
     recipe = _given_recipe(args)
     options.check_data(args)
     calibration = Calibration.load(args.calibration) if args.calibration else None
+    fit = _given_fit(args, calibration)
     model, tokenizer = options.load(args)
     if is_sparse(model):
         raise RSparseError(f"{args.model} is sparse already; sparsify the dense model it came from, or `rsparse densify` it")
@@ -56,17 +73,24 @@ def run(args: argparse.Namespace) -> None:
         calibration.check_model(model)
         if calibration.meta.weights_sha != weights_sha(model):
             options.say("note: the calibration is of other weights, or of these in another dtype")
+    if fit is not None:
+        texts = fit_windows(fit.data, tokenizer, fit.seq_len, args.fit_tokens)
     recipe, calibration = _recipe_and_calibration(args, model, tokenizer, recipe, calibration)
     sparsify(model, recipe, calibration, settle_tokens=args.settle_tokens, backend=args.backend, seed=args.seed)
-    metrics: dict[str, Any] = {}
+    config, metrics = {}, {}
+    if fit is not None:
+        result = _fit.run_fit(args, model, fit.data, texts, fit.settings, sink_tokens=fit.sink_tokens)
+        config, metrics = _fit.config_of(fit.settings), _fit.metrics_of(result)
     if calibration is not None and not args.no_check:
         from rsparse.evaluation.check import quick_check
 
         check = quick_check(model, calibration)
         options.say(check.line(recipe.sparsity))
-        metrics = check.result.metrics()
+        metrics |= check.result.metrics()
     save_pretrained(model, args.out, tokenizer, overwrite=args.overwrite)
-    options.write_record(args, timer, model, {"token_policy": "all"}, metrics)
+    if fit is not None:
+        _fit.state_file(args).unlink(missing_ok=True)
+    options.write_record(args, timer, model, {"token_policy": "all"} | config, metrics)
     options.say(f"{args.out}: {recipe.method} at sparsity {recipe.sparsity:g}; try `rsparse generate {args.out} --prompt ...`")
 
 
@@ -78,25 +102,69 @@ def _given_recipe(args: argparse.Namespace) -> Any:
     if args.settle_tokens < 0:
         raise RSparseError(f"settle_tokens must be 0 (look thresholds up) or more, got {args.settle_tokens}")
     if args.recipe is not None:
-        if extra := [name for name in ("sparsity", "method", *CHOICES) if getattr(args, name) is not None]:
+        if extra := [name for name in ("sparsity", "method", "quality", *CHOICES) if getattr(args, name) is not None]:
             raise RSparseError(f"--recipe already says it all; leave out --{extra[0]}")
         return Recipe.load(args.recipe)
     if args.sparsity is None:
         raise RSparseError("say how sparse with --sparsity, or give a --recipe")
+    if args.quality and args.method:
+        raise RSparseError("--quality chooses the method; leave out one of the two")
     method, chosen = _method(args)
     methods.check(method, args.sparsity, chosen)
     return None
 
 
-def _method(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Name and options: those of --method itself, and --rho and the like."""
+class _Fit(NamedTuple):
+    """A compensation's settings, its text and the form of its windows."""
+
+    settings: Any
+    data: str
+    seq_len: int
+    sink_tokens: int
+
+
+def _given_fit(args: argparse.Namespace, calibration: Any) -> _Fit | None:
+    """What the method asks for, None where it asks for no compensation. Raises RSparseError for what no fit could use: all
+    that comes before it takes long."""
+    from rsparse.calibration.text import DEFAULT, TextSource
+    from rsparse.checkpoint.load import pick_device
+    from rsparse.compensation import FitSettings
+
+    spec = None if args.recipe is not None else _spec(args)
+    if spec is None or spec.fit is None:
+        if args.fit_data is not None:
+            raise RSparseError("--fit-data is for a compensation, and none is asked for; leave it out or add +compensate")
+        return None
+    if args.sparsity == 0:
+        raise RSparseError("sparsity 0 leaves nothing to compensate")
+    settings = FitSettings.parse({"seed": str(args.seed)} | dict(spec.fit), pick_device(args.device).type)
+    of = args if calibration is None else calibration.meta
+    _fit.check_size(settings, of.seq_len, args.fit_tokens, "--fit-tokens")
+    data = args.fit_data or of.data or DEFAULT
+    try:
+        TextSource(data).check()
+    except RSparseError as error:
+        if args.fit_data is not None or calibration is None:
+            raise
+        raise RSparseError(f"{error}; the calibration was made on it, name a text to compensate on with --fit-data") from None
+    return _Fit(settings, data, of.seq_len, of.sink_tokens)
+
+
+def _spec(args: argparse.Namespace) -> Any:
     from rsparse.methods import MethodSpec
 
-    spec = MethodSpec.parse(args.method or "rsparse")
+    return MethodSpec.parse(args.quality or args.method or "rsparse")
+
+
+def _method(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Name and options: those of --method itself, --rho and the like, and --seed where it draws."""
+    from rsparse.methods import seeded
+
+    spec = _spec(args)
     chosen = {name: getattr(args, name) for name in CHOICES if getattr(args, name) is not None}
     if twice := sorted(set(chosen) & set(dict(spec.options))):
         raise RSparseError(f"{twice[0]} is given twice, in --method and as --{twice[0]}")
-    return spec.name, dict(spec.options) | chosen
+    return spec.name, seeded(spec.name, args.seed) | dict(spec.options) | chosen
 
 
 def _recipe_and_calibration(

@@ -64,7 +64,7 @@ def quick_check(model: PreTrainedModel, calibration: Calibration) -> Check:
             level = round(level - STEP, 2)
             part = level / recipe.sparsity
             kept = {
-                name: 1 - recipe.units[name].sparsity * part - recipe.units[name].lowrank_size / recipe.units[name].size
+                name: 1 - recipe.units[name].sparsity * part - recipe.units[name].fixed_size / recipe.units[name].size
                 for name in unit_members(model)
             }
             relevel(model, calibration, kept)

@@ -42,4 +42,5 @@ def sparse_config(model: Any) -> dict[str, Any]:
         "rank_share": round(sum(u.lowrank_size for u in units) / max(1.0, sum((1 - u.sparsity) * u.size for u in units)), 6),
         "recipe_sha": recipe.sha(),
         "calibration": recipe.calibration,
+        "compensation": recipe.compensation,
     }

@@ -1,0 +1,274 @@
+"""Adam on the KL to the dense model, over what is free at run time; the held-out windows decide what is kept.
+
+After SPON (arXiv 2512.12744): one vector a linear that does not depend on the input, trained to match the dense model's
+distribution. Departures: it is added on sparse rows alone, so that dense rows stay exact; the levels can be fitted with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rsparse.compensation.fitted import FittedVector
+from rsparse.compensation.objective import kl_gradient
+from rsparse.compensation.resume import FitFile, Saved
+from rsparse.compensation.settings import FitSettings
+from rsparse.errors import RSparseError
+from rsparse.losses import batch_tokens, compare, dense_states, hidden_states, window_batches
+from rsparse.sparse_linear import RSparseLinear
+from rsparse.sparse_model import replace_units, state, unit_members
+from rsparse.token_policy import TokenPolicy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SETTLE_TOKENS = 8192
+_WARM_UP = 10
+
+
+@dataclass(frozen=True)
+class Progress:
+    """At a check: KL in nats a token, of the latest batches and of the held-out windows, and where the fit stands."""
+
+    step: int
+    steps: int
+    batch_kl: float
+    heldout_kl: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Compensated:
+    """Held-out KL in nats a token: before the fit, of the state that was kept (after `step`), and by step at each check."""
+
+    before: float
+    kl: float
+    step: int
+    history: list[tuple[int, float]]
+    seconds: float
+
+
+def compensate(
+    model: PreTrainedModel,
+    windows: Tensor,
+    heldout: Tensor,
+    settings: FitSettings | None = None,
+    *,
+    sink_tokens: int = 1,
+    label: str = "",
+    state_file: Path | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Compensated:
+    """Fit the sparse `model` in place to its own dense form on windows [n, seq_len]; W stays what it is.
+
+    Each unit becomes a compensated one, whose vector is paid for out of its own channels. Of the states at the checks the
+    one with the smallest KL on `heldout` [m, seq_len] is kept, zeros among them. `state_file` is written at each check;
+    where it is there, the fit goes on from it. `label` names the text, for people. Raises RSparseError on a dense model,
+    windows of another length, the state of another fit, and a KL that is not finite.
+    """
+    settings = settings or FitSettings()
+    if windows.shape[1] != heldout.shape[1]:
+        raise RSparseError(f"windows of {windows.shape[1]} tokens, held-out ones of {heldout.shape[1]}: give both one length")
+    settings.check_window(windows.shape[1])
+    if not 0 <= sink_tokens < windows.shape[1]:
+        raise RSparseError(f"sink_tokens must be from 0 to below the window's {windows.shape[1]} tokens, got {sink_tokens}")
+    if not unit_members(model):
+        raise RSparseError("this model has no sparse linears to compensate; sparsify it first")
+    file = None if state_file is None else FitFile(state_file, model, windows, heldout, settings, sink_tokens)
+    saved = None if file is None else file.load()
+    fit = _Fit(model, windows, heldout, settings, sink_tokens, report)
+    try:
+        fit.prepare()
+        return fit.run(label, file, saved)
+    except BaseException:
+        fit.undo()
+        raise
+    finally:
+        fit.finish()
+
+
+class _Fit:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        windows: Tensor,
+        heldout: Tensor,
+        settings: FitSettings,
+        sink_tokens: int,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self.model, self.windows, self.heldout = model, windows, heldout
+        self.settings, self.sink_tokens, self.report = settings, sink_tokens, report
+        self.policy = TokenPolicy("all", sink_tokens=sink_tokens)
+        self.device = next(model.parameters()).device
+        self.frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.before = state(model).recipe, _buffers(model)
+
+    def prepare(self) -> None:
+        """Change the model into one that can be fitted."""
+        model, windows, settings = self.model, self.windows, self.settings
+        for parameter in self.frozen:
+            parameter.requires_grad_(False)
+        _mark_compensated(model)
+        count = max(1, min(SETTLE_TOKENS, batch_tokens(model)) // windows.shape[1])
+        spread = torch.linspace(0, len(windows) - 1, min(count, len(windows))).round().long().unique()
+        self.fitted = FittedVector(model, windows[spread], self.sink_tokens, settings)
+        self.optimizer = torch.optim.Adam([self.fitted.values], lr=settings.learning_rate, betas=(0.9, 0.98))
+        self.dense_heldout = dense_states(model, self.heldout)
+
+    def run(self, label: str, file: FitFile | None, saved: Saved | None) -> Compensated:
+        settings, fitted, start = self.settings, self.fitted, time.perf_counter()
+        kept = fitted.values.detach().clone()
+        if saved is not None:
+            kept = self._take_over(saved)
+        fitted.settle()
+        first = 0 if saved is None else saved.step
+        history = [(0, self._heldout_kl(0))] if saved is None else list(saved.history)
+        batches: list[float] = []
+        for step in range(first + 1, settings.steps + 1):
+            if _waited(history, settings.patience):
+                break
+            batches.append(self._step(step))
+            if step % settings.check_every and step != settings.steps:
+                continue
+            fitted.settle()
+            found = self._heldout_kl(step)
+            if found < min(kl for _, kl in history):
+                kept = fitted.values.detach().clone()
+            history.append((step, found))
+            if file is not None:
+                moments = self.optimizer.state[fitted.values]
+                file.save(Saved(step, fitted.values, moments["exp_avg"], moments["exp_avg_sq"], kept, history))
+            left = (time.perf_counter() - start) / (step - first) * (settings.steps - step)
+            self.report(Progress(step, settings.steps, sum(batches) / len(batches), found, left))
+            batches.clear()
+        with torch.no_grad():
+            fitted.values.copy_(kept)
+        fitted.settle(exactly=True)
+        self._write_recipe(label)
+        step, best = min(history, key=lambda each: each[1])
+        return Compensated(history[0][1], best, step, history, time.perf_counter() - start)
+
+    def _take_over(self, saved: Saved) -> Tensor:
+        values = self.fitted.values
+        with torch.no_grad():
+            values.copy_(saved.values)
+        self.optimizer.state[values] = {
+            "step": torch.tensor(float(saved.step)),
+            "exp_avg": saved.exp_avg.to(values.device),
+            "exp_avg_sq": saved.exp_avg_sq.to(values.device),
+        }
+        return saved.kept.to(values.device)
+
+    def undo(self) -> None:
+        """The model as it was before the fit."""
+        recipe, buffers = self.before
+        replace_units(self.model, recipe.units, compensation=recipe.compensation)
+        for member, names in buffers.items():
+            member._buffers.update(names)
+
+    def finish(self) -> None:
+        """Plain buffers and parameters again."""
+        for member, names in _buffers(self.model).items():
+            member._buffers.update({name: None if buffer is None else buffer.detach() for name, buffer in names.items()})
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
+
+    def _step(self, step: int) -> float:
+        settings, fitted, model = self.settings, self.fitted, self.model
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * _schedule(step, settings.steps)
+        ids = self._batch(step)
+        rows = state(model).policy
+        with torch.no_grad(), rows.using(TokenPolicy("dense")):
+            dense = hidden_states(model, ids)
+        with torch.enable_grad(), fitted.trainable(), rows.using(self.policy):
+            fitted.bind()
+            hidden = hidden_states(model, ids)
+            kl, gradient = kl_gradient(model, hidden, dense)
+            _check_finite(kl, step)
+            self.optimizer.zero_grad(set_to_none=True)
+            hidden.backward(gradient)
+        fitted.project_gradient()
+        self.optimizer.step()
+        fitted.project()
+        return kl
+
+    def _batch(self, step: int) -> Tensor:
+        """Windows of `step`, a pure function of (seed, step): each pass over the text in an order of its own."""
+        count = max(1, self.settings.batch_tokens // self.windows.shape[1])
+        picked = []
+        for place in range((step - 1) * count, step * count):
+            epoch, index = divmod(place, len(self.windows))
+            picked.append(int(_order(self.settings.seed, epoch, len(self.windows))[index]))
+        return self.windows[picked].to(self.device)
+
+    @torch.no_grad()
+    def _heldout_kl(self, step: int) -> float:
+        total = 0.0
+        for start, ids in window_batches(self.model, self.heldout):
+            with state(self.model).policy.using(self.policy):
+                hidden = hidden_states(self.model, ids)
+            found = compare(self.model, ids, hidden, self.dense_heldout[start : start + len(ids)])
+            total += float(found.kl.double().mean()) * len(ids)
+        _check_finite(total, step)
+        return total / len(self.heldout)
+
+    def _write_recipe(self, label: str) -> None:
+        recipe = state(self.model).recipe
+        levels = self.fitted.sparsities()
+        units = {
+            name: dataclasses.replace(unit, sparsity=levels[name]) if name in levels else unit
+            for name, unit in recipe.units.items()
+        }
+        settings = self.settings
+        fitted = ", ".join(["vectors", *(name for name in ("levels", "factors") if getattr(settings, name))])
+        how = f"{fitted}; {settings.steps} steps of {settings.batch_tokens} tokens, seed {settings.seed}"
+        replace_units(self.model, units, compensation=f"{label}: {how}" if label else how)
+
+
+def _check_finite(kl: float, step: int) -> None:
+    if not math.isfinite(kl):
+        raise RSparseError(f"the KL is not finite at step {step}; try --dtype float32 or a lower learning rate")
+
+
+def _waited(history: list[tuple[int, float]], patience: int) -> bool:
+    """Whether the latest `patience` checks were all no better than one before them."""
+    best = min(range(len(history)), key=lambda place: history[place][1])
+    return len(history) - 1 - best >= patience
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up, then a half cosine to 0."""
+    return min(1.0, step / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+
+
+def _order(seed: int, epoch: int, count: int) -> Any:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator)
+
+
+def _buffers(model: PreTrainedModel) -> dict[RSparseLinear, dict[str, Tensor | None]]:
+    return {member: dict(member._buffers) for members in unit_members(model).values() for member in members}
+
+
+def _mark_compensated(model: PreTrainedModel) -> None:
+    """Give every sparse linear a vector of zeros where it has none, and say so in the recipe."""
+    members = unit_members(model)
+    for each in members.values():
+        for member in each:
+            if member.compensation is None:
+                member.compensation = member.weight.new_zeros(member.out_features)
+    units = {
+        name: dataclasses.replace(unit, compensated=True) if name in members else unit
+        for name, unit in state(model).recipe.units.items()
+    }
+    replace_units(model, units)

@@ -1,0 +1,82 @@
+"""A fit on disk, so that a killed one goes on: what Adam knows, and what was best so far."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rsparse.atomic import disk_errors, new_file
+from rsparse.compensation.settings import FitSettings
+from rsparse.errors import RSparseError
+from rsparse.fingerprint import weights_sha
+from rsparse.sparse_model import state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_TENSORS = ("values", "exp_avg", "exp_avg_sq", "kept")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """After `step`: the vector, Adam's moments, the best vector so far, and the held-out KL at each check."""
+
+    step: int
+    values: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    kept: Tensor
+    history: list[tuple[int, float]]
+
+
+class FitFile:
+    """The state of one fit at `path`. Another fit's file is refused, not overwritten."""
+
+    def __init__(
+        self,
+        path: Path,
+        model: PreTrainedModel,
+        windows: Tensor,
+        heldout: Tensor,
+        settings: FitSettings,
+        sink_tokens: int,
+    ) -> None:
+        self.path = path
+        texts = hashlib.sha256(windows.cpu().numpy().tobytes() + heldout.cpu().numpy().tobytes()).hexdigest()[:12]
+        what = {"model": weights_sha(model), "recipe": state(model).recipe.sha(), "text": texts, "dtype": str(model.dtype)}
+        self.identity = json.dumps(asdict(settings) | what | {"sink_tokens": sink_tokens}, sort_keys=True)
+
+    def load(self) -> Saved | None:
+        """What is there, or None. Raises RSparseError where it is of another fit or damaged."""
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                meta = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            found = json.loads(meta["fit"])
+            history = [(int(step), float(kl)) for step, kl in found["history"]]
+            step, identity = int(found["step"]), meta["identity"]
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise RSparseError(f"cannot read {self.path}, a fit's state: {str(error).splitlines()[0]}; remove it") from error
+        if identity != self.identity:
+            raise RSparseError(
+                f"{self.path} is the state of another fit (model, text or settings); remove it or finish that one"
+            )
+        return Saved(step=step, history=history, **tensors)
+
+    def save(self, saved: Saved) -> None:
+        """Write it, whole or not at all."""
+        with disk_errors(self.path.parent), new_file(self.path) as aside:
+            meta = {"identity": self.identity, "fit": json.dumps({"step": saved.step, "history": saved.history})}
+            save_file({name: getattr(saved, name).detach().cpu() for name in _TENSORS}, aside, metadata=meta)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

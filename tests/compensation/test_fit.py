@@ -1,0 +1,572 @@
+"""The fit: it helps, it touches nothing that is not its own, it goes on where it stopped, and it fails cleanly."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from rsparse.compensation import FitSettings, compensate
+from rsparse.compensation import fit as module
+from rsparse.compensation.fitted import LEVEL_SCALE
+from rsparse.errors import RSparseError
+from rsparse.losses import compare, dense_states, hidden_states
+from rsparse.sparse_model import replace_units, state, unit_members
+from rsparse.token_policy import TokenPolicy
+from tests.compensation.fits import SETTINGS, achieved, contents, fitted, model_of, same, text
+from tests.support.models import tiny_model, token_ids
+from tests.support.recipes import LAYOUTS, with_vectors
+
+IDS = token_ids(3, 20, seed=5)
+
+
+@torch.no_grad()
+def logits(model, ids=IDS):
+    return model(ids).logits
+
+
+@torch.no_grad()
+def heldout_kl(model, sinks=1):
+    """By another way: all windows at once."""
+    heldout = text()[1]
+    dense = dense_states(model, heldout)
+    with state(model).policy.using(TokenPolicy("all", sink_tokens=sinks)):
+        return float(compare(model, heldout, hidden_states(model, heldout), dense).kl.mean())
+
+
+@pytest.fixture(scope="module")
+def done():
+    """A model and its fit: leave them as they are."""
+    return fitted()
+
+
+def a_fit(**changes):
+    return module._Fit(model_of(), *text(), dataclasses.replace(SETTINGS, **changes), 1, print)
+
+
+# ---- what comes of it
+
+
+@pytest.mark.parametrize(
+    ("layout", "levels", "factors"),
+    [(LAYOUTS[0], True, True), (LAYOUTS[1], True, False), (LAYOUTS[1], False, True), (LAYOUTS[2], True, True)],
+)
+def test_the_heldout_kl_falls_at_the_same_bytes(layout, levels, factors):
+    model = model_of(grouping=layout[0], stacked=layout[1])
+    asked = state(model).recipe
+    _, result = fitted(model, levels=levels, factors=factors, steps=9, check_every=3)
+    assert result.kl < 0.96 * result.before
+    assert result.kl == pytest.approx(heldout_kl(model), rel=0.06)  # thresholds were solved more roughly then
+    assert [step for step, _ in result.history] == [0, 3, 6, 9]
+    assert (result.step, result.kl) == min(result.history, key=lambda each: each[1])
+    assert result.history[0] == (0, result.before)
+    recipe = state(model).recipe
+    assert recipe.sparsity == pytest.approx(asked.sparsity, abs=1e-4)
+    assert achieved(model, text()[0])[0] == pytest.approx(asked.sparsity, abs=0.005)
+    moved = max(abs(unit.sparsity - asked.units[name].sparsity) for name, unit in recipe.units.items())
+    assert (moved > 0.01) if levels else (moved == 0)
+    assert recipe.settled
+    assert all(unit.compensated for unit in recipe.units.values())
+    for name, unit in recipe.units.items():
+        changes = {"sparsity": 0.5, "threshold": asked.units[name].threshold, "compensated": False}
+        assert dataclasses.replace(unit, **changes) == asked.units[name]
+        assert unit.threshold == pytest.approx(float(unit_members(model)[name][0].threshold), rel=1e-6)
+
+
+def test_before_it_are_zeros_that_the_channels_already_pay_for(done):
+    started = a_fit()
+    started.prepare()
+    started.fitted.settle()
+    assert not any(tensor.any() for name, tensor in contents(started.model).items() if name.endswith("compensation"))
+    assert done[1].before == pytest.approx(heldout_kl(started.model), rel=1e-5)
+    assert done[1].before > 1.02 * heldout_kl(model_of())
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "gemma2"])
+def test_other_architectures(model_type):
+    _, result = fitted(model_of(model_type))
+    assert result.kl < 0.95 * result.before
+
+
+def test_weights_and_dense_answers_are_what_they_were(done):
+    model, original = done[0], tiny_model("llama")
+    expected = dict(original.named_parameters())
+    assert {name for name, _ in model.named_parameters()} == set(expected)
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in model.named_parameters())
+    with state(model).policy.using(TokenPolicy("dense")):
+        assert torch.equal(logits(model), logits(original))
+
+
+def test_it_is_a_plain_model_again(done):
+    model, _ = done
+    found, started = state(model), model_of()
+    assert found.policy.token_policy == state(started).policy.token_policy
+    for members in unit_members(model).values():
+        for member in members:
+            assert member.ops is found.ops
+            assert not member._forward_hooks
+            assert not member._forward_pre_hooks
+            assert set(member._buffers) == set(unit_members(started)[member.unit][0]._buffers) or member is not members[0]
+            for buffer in member._buffers.values():
+                assert buffer is None or (buffer.is_leaf and not buffer.requires_grad)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert not logits(model).requires_grad
+
+
+@pytest.mark.parametrize("factors", [False, True])
+def test_factors_are_fitted_where_asked(factors):
+    model = model_of()
+    before = contents(model)
+    fitted(model, factors=factors)
+    after = contents(model)
+    for name, tensor in before.items():
+        kind = name.rpartition(".")[2]
+        if kind in ("U", "V"):
+            assert torch.equal(tensor, after[name]) != factors, name
+        elif kind == "compensation":
+            assert tensor is None
+            assert after[name].count_nonzero() == after[name].numel()
+
+
+def test_dtypes_stay():
+    model = model_of().to(torch.bfloat16)
+    _, result = fitted(model)
+    assert result.kl < result.before
+    for name, tensor in contents(model).items():
+        assert tensor is None or tensor.dtype == (torch.float32 if name.endswith("threshold") else torch.bfloat16), name
+
+
+@pytest.mark.parametrize("sinks", [0, 4])
+def test_sinks_stay_dense(sinks):
+    model = model_of()
+    _, result = fitted(model, sink_tokens=sinks)
+    assert achieved(model, text()[0], sinks)[0] == pytest.approx(0.5, abs=0.005)
+    assert result.kl == pytest.approx(heldout_kl(model, sinks), rel=0.06)
+
+
+def test_the_label_says_what_was_done(done):
+    assert state(fitted(label="a text, 960 tokens")[0]).recipe.compensation == (
+        "a text, 960 tokens: vectors, levels, factors; 6 steps of 96 tokens, seed 0"
+    )
+    assert state(done[0]).recipe.compensation.startswith("vectors, levels, factors; ")
+    model = fitted(levels=False, factors=False, seed=3, steps=3)[0]
+    assert state(model).recipe.compensation == "vectors; 3 steps of 96 tokens, seed 3"
+
+
+def test_a_report_at_each_check():
+    reports = []
+    _, result = fitted(report=reports.append, steps=5)
+    assert [each.step for each in reports] == [2, 4, 5]
+    assert [(each.step, each.heldout_kl) for each in reports] == result.history[1:]
+    assert all(each.steps == 5 and each.batch_kl > 0 and each.seconds_left >= 0 for each in reports)
+    assert reports[-1].seconds_left == 0
+    assert result.seconds > 0
+
+
+def test_the_same_seed_gives_the_same_and_another_another(done):
+    again = fitted()
+    assert same(contents(again[0]), contents(done[0]))
+    assert again[1].history == done[1].history
+    assert state(again[0]).recipe == state(done[0]).recipe
+    other = fitted(seed=1)
+    assert not torch.equal(
+        contents(other[0])["model.layers.0.qkv.0.compensation"], contents(done[0])["model.layers.0.qkv.0.compensation"]
+    )
+
+
+def test_a_second_fit_starts_where_the_first_ended():
+    model, first = fitted()
+    _, second = fitted(model, steps=3)
+    assert second.before == pytest.approx(first.kl, rel=0.06)
+    assert second.kl <= second.before
+    assert state(model).recipe.sparsity == pytest.approx(0.5, abs=1e-4)
+
+
+def test_where_nothing_is_better_the_vectors_stay_zero(monkeypatch):
+    values = itertools.count(1.0)
+    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: next(values))
+    model, result = fitted()
+    assert (result.step, result.kl, result.before) == (0, 1.0, 1.0)
+    found = contents(model)
+    assert not any(tensor.any() for name, tensor in found.items() if name.endswith("compensation"))
+    assert [unit.sparsity for unit in state(model).recipe.units.values()] == pytest.approx([0.5] * 8, abs=1e-6)
+    assert achieved(model, text()[0])[0] == pytest.approx(0.5, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("kls", "patience", "steps", "kept"),
+    [
+        ([5, 4, 4.5, 4.6, 1], 2, 6, 2),  # the 1 is never seen
+        ([5, 4, 4.5, 3, 3.5, 3, 1], 2, 10, 6),  # an equal one is no better
+        ([5, 6, 1], 1, 2, 0),
+        ([5, 4, 3, 3.5, 2, 2.5, 2.6], 3, 12, 8),
+    ],
+)
+def test_patience(monkeypatch, kls, patience, steps, kept):
+    seen, values = {}, iter(kls)
+
+    def listed(self, step):
+        seen[step] = self.fitted.values.detach().clone()
+        return next(values)
+
+    fits, finish = [], module._Fit.finish
+    monkeypatch.setattr(module._Fit, "_heldout_kl", listed)
+    monkeypatch.setattr(module._Fit, "finish", lambda self: fits.append(self) or finish(self))
+    _, result = fitted(steps=12, check_every=2, patience=patience)
+    assert result.history == [(2 * place, kls[place]) for place in range(steps // 2 + 1)]
+    assert (result.step, result.kl) == (kept, kls[kept // 2])
+    assert torch.equal(fits[0].fitted.values, seen[kept])
+    assert len({tuple(each.tolist()) for each in seen.values()}) == len(seen)
+
+
+def test_the_learning_rate_warms_up_and_ends_near_zero():
+    rates = [module._schedule(step, 100) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == pytest.approx(0.5 * (1 + math.cos(math.pi * 9 / 100)))
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    windows, one = text()[0], a_fit(batch_tokens=24 * 6 + 23)
+    backwards = {step: one._batch(step) for step in range(6, 0, -1)}
+    fresh = a_fit(batch_tokens=24 * 6)
+    assert all(torch.equal(fresh._batch(step), batch) for step, batch in backwards.items())
+    rows = [tuple(row) for step in range(1, 7) for row in backwards[step].tolist()]
+    everything = sorted(map(tuple, windows.tolist()))
+    assert sorted(rows[:18]) == sorted(rows[18:]) == everything  # three steps see each window once
+    assert rows[:18] != rows[18:]
+    assert not torch.equal(a_fit(batch_tokens=24 * 6, seed=1)._batch(1), backwards[1])
+
+
+def test_a_batch_larger_than_the_text_takes_windows_again():
+    assert len(a_fit(batch_tokens=24 * 100)._batch(1)) == 100
+
+
+def test_making_a_fit_changes_nothing():
+    model = model_of()
+    before, recipe = contents(model), state(model).recipe
+    module._Fit(model, *text(), SETTINGS, 1, print)
+    assert same(contents(model), before)
+    assert state(model).recipe is recipe
+
+
+def test_settling_looks_at_windows_from_all_over_the_text(monkeypatch):
+    """No more than one batch of them, the only one that `settle` reads."""
+    monkeypatch.setattr("rsparse.losses.batch_tokens", lambda model: 5 * 24 + 3)
+    monkeypatch.setattr(module, "batch_tokens", lambda model: 5 * 24 + 3)
+    fit = a_fit()
+    fit.prepare()
+    windows = text()[0]
+    assert torch.equal(fit.fitted.windows, windows[[0, 4, 8, 13, 17]])
+    monkeypatch.setattr(module, "SETTLE_TOKENS", 24 * 2)
+    fit = a_fit()
+    fit.prepare()
+    assert torch.equal(fit.fitted.windows, windows[[0, 17]])
+
+
+# ---- interrupted and resumed
+
+
+class StopError(Exception):
+    pass
+
+
+def stopping_at(step):
+    def report(progress):
+        if progress.step == step:
+            raise StopError
+
+    return report
+
+
+@pytest.mark.parametrize(("stop", "factors"), [(2, True), (4, False), (6, True)])
+def test_a_resumed_fit_ends_as_one_that_nobody_disturbed(tmp_path, done, stop, factors):
+    whole = done if factors else fitted(factors=False)
+    path = tmp_path / "new.fit"
+    with pytest.raises(StopError):
+        fitted(state_file=path, report=stopping_at(stop), factors=factors)
+    steps, real = [], module._Fit._step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module._Fit, "_step", lambda self, step: steps.append(step) or real(self, step))
+        model, result = fitted(state_file=path, factors=factors)
+    assert steps == list(range(stop + 1, 7))
+    assert same(contents(model), contents(whole[0]))
+    assert state(model).recipe == state(whole[0]).recipe
+    assert result.history == whole[1].history
+    assert (result.before, result.kl, result.step) == (whole[1].before, whole[1].kl, whole[1].step)
+
+
+def test_the_best_state_of_before_the_interruption_is_kept(tmp_path, monkeypatch):
+    kls = {0: 5.0, 2: 1.0, 4: 2.0, 6: 3.0}
+    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: kls[step])
+    whole = fitted()
+    with pytest.raises(StopError):
+        fitted(state_file=tmp_path / "new.fit", report=stopping_at(4))
+    model, result = fitted(state_file=tmp_path / "new.fit")
+    assert result.step == 2
+    assert same(contents(model), contents(whole[0]))
+
+
+def test_patience_counts_across_the_interruption(tmp_path, monkeypatch):
+    kls = {0: 5.0, 2: 1.0, 4: 2.0, 6: 3.0}
+    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: kls[step])
+    options = {"state_file": tmp_path / "new.fit", "check_every": 2, "patience": 2}
+    with pytest.raises(StopError):
+        fitted(report=stopping_at(6), **options)
+    monkeypatch.setattr(module._Fit, "_step", lambda self, step: pytest.fail("went on"))
+    assert fitted(**options)[1].history == list(kls.items())
+
+
+def test_the_state_is_written_at_each_check(tmp_path):
+    path = tmp_path / "deep" / "new.fit"
+    steps = []
+
+    def report(progress):
+        with safe_open(path, framework="pt") as file:
+            steps.append((progress.step, file.metadata()["fit"]))
+        assert [each.name for each in path.parent.iterdir()] == ["new.fit"]
+
+    _, result = fitted(state_file=path, report=report)
+    assert [step for step, _ in steps] == [2, 4, 6]
+    assert all(f'"step": {step}' in found for step, found in steps)
+    assert result.history == fitted(state_file=path)[1].history  # all done: nothing is left to do
+
+
+def stopped(path, **changes):
+    with pytest.raises(StopError):
+        fitted(state_file=path, report=stopping_at(2), **changes)
+    return path.read_bytes()
+
+
+OTHERS = {
+    "settings": {"steps": 13},
+    "seed": {"seed": 1},
+    "levels": {"levels": False},
+    "sinks": {"sink_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
+def test_another_fits_state(tmp_path, changes):
+    before = stopped(tmp_path / "new.fit")
+    refused_state(tmp_path, "is the state of another fit", **changes)
+    assert (tmp_path / "new.fit").read_bytes() == before
+
+
+def refused_state(tmp_path, says, model=None, **changes):
+    model = model_of() if model is None else model
+    buffers, recipe = contents(model), state(model).recipe
+    with pytest.raises(RSparseError, match=says) as caught:
+        fitted(model, state_file=tmp_path / "new.fit", **changes)
+    assert "new.fit" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert same(contents(model), buffers)
+    assert state(model).recipe is recipe
+
+
+def test_another_models_state(tmp_path, monkeypatch):
+    stopped(tmp_path / "new.fit")
+    says = "is the state of another fit"
+    weights = model_of()
+    with torch.no_grad():
+        weights.lm_head.weight[0, 0] += 1
+    refused_state(tmp_path, says, weights)
+    refused_state(tmp_path, says, model_of(rho=0.8))
+    refused_state(tmp_path, says, model_of().to(torch.bfloat16))
+    windows, heldout = text()
+    for texts in ((windows.flip(0), heldout), (windows, heldout.flip(0))):
+        with pytest.raises(RSparseError, match=says):
+            compensate(model_of(), *texts, SETTINGS, state_file=tmp_path / "new.fit")
+
+
+@pytest.mark.parametrize("left", [0, 5, 100, -40])
+def test_a_damaged_state(tmp_path, left):
+    whole = stopped(tmp_path / "new.fit")
+    (tmp_path / "new.fit").write_bytes(whole[:left])
+    refused_state(tmp_path, "cannot read .*a fit's state: .*; remove it")
+
+
+def test_states_that_are_none(tmp_path):
+    (tmp_path / "new.fit").write_text("all of my thesis, which is not a fit")
+    refused_state(tmp_path, "cannot read")
+    save_file({"values": torch.zeros(3)}, tmp_path / "new.fit")
+    refused_state(tmp_path, "cannot read")
+    names = ("values", "exp_avg", "exp_avg_sq", "kept")
+    save_file({name: torch.zeros(3) for name in names}, tmp_path / "new.fit")
+    refused_state(tmp_path, "cannot read")
+    (tmp_path / "new.fit").unlink()
+    (tmp_path / "new.fit").mkdir()
+    refused_state(tmp_path, "cannot read")
+
+
+# ---- refused, and failed
+
+
+@pytest.mark.parametrize("start", ["plain", "compensated"])
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        ("FittedVector", MemoryError),
+        ("dense_states", KeyboardInterrupt),
+        ("kl_gradient", ValueError),
+        ("compare", KeyboardInterrupt),
+        ("_mark_compensated", RSparseError),
+    ],
+)
+def test_an_error_leaves_the_model_as_it_was(monkeypatch, target, error, start):
+    model = model_of() if start == "plain" else with_vectors(model_of())
+    model.lm_head.weight.requires_grad_(False)
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    before, recipe, answer = contents(model), state(model).recipe, logits(model)
+    real, calls = getattr(module, target), itertools.count(1)
+
+    def failing(*arguments, **options):
+        if target == "kl_gradient" and next(calls) < 4:
+            return real(*arguments, **options)
+        if target == "_mark_compensated":
+            real(*arguments, **options)
+        raise error("stop")
+
+    monkeypatch.setattr(module, target, failing)
+    with pytest.raises(error):
+        fitted(model)
+    assert same(contents(model), before)
+    assert state(model).recipe == recipe
+    assert torch.equal(logits(model), answer)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
+    for members in unit_members(model).values():
+        for member in members:
+            assert member.ops is state(model).ops
+            assert not member._forward_hooks
+            assert not member._forward_pre_hooks
+            assert not any(buffer is not None and buffer.requires_grad for buffer in member._buffers.values())
+
+
+def test_a_report_that_raises_leaves_the_model_as_it_was():
+    model = model_of()
+    before, recipe = contents(model), state(model).recipe
+    with pytest.raises(StopError):
+        fitted(model, report=stopping_at(4))
+    assert same(contents(model), before)
+    assert state(model).recipe == recipe
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_parameters_that_were_frozen_stay_so():
+    model = model_of()
+    model.model.requires_grad_(False)
+    fitted(model, steps=3)
+    assert {name for name, each in model.named_parameters() if each.requires_grad} <= {"lm_head.weight"}
+    assert not any(each.requires_grad for each in model.model.parameters())
+
+
+def refused(says, model, windows=None, heldout=None, settings=SETTINGS, **options):
+    buffers = contents(model)
+    with pytest.raises(RSparseError, match=says) as caught:
+        compensate(
+            model, *(text()[0] if windows is None else windows, text()[1] if heldout is None else heldout), settings, **options
+        )
+    assert "\n" not in str(caught.value)
+    assert same(contents(model), buffers)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_dense_model():
+    refused("no sparse linears to compensate; sparsify it first", tiny_model("llama"))
+    refused("no sparse linears", model_of(rho=1.0, sparsity=0.0))
+
+
+def test_windows_that_do_not_fit():
+    refused("windows of 24 tokens, held-out ones of 12", model_of(), heldout=token_ids(4, 12))
+    short = dataclasses.replace(SETTINGS, batch_tokens=23)
+    refused("batch_tokens 23 is less than one window of 24 tokens", model_of(), settings=short)
+
+
+@pytest.mark.parametrize("sinks", [-1, 24, 100])
+def test_sinks_that_leave_no_token(sinks):
+    refused("sink_tokens must be from 0 to below the window's 24 tokens", model_of(), sink_tokens=sinks)
+
+
+def test_a_unit_without_room_for_a_vector():
+    """1/48 of the weights, where low rank has taken all but 1/96."""
+    model = model_of(rho=1.0, grouping="linear", stacked=False)
+    recipe, name = state(model).recipe, "model.layers.0.self_attn.o_proj"
+    replace_units(model, {**recipe.units, name: dataclasses.replace(recipe.units[name], sparsity=1 - 1 / 96)})
+    before = state(model).recipe
+    refused(f"recipe unit {name}: .* costs more than sparsity", model)
+    assert state(model).recipe == before
+
+
+@pytest.mark.parametrize("where", ["head", "batch", "heldout"])
+def test_a_kl_that_is_no_number(monkeypatch, where):
+    model, says = model_of(), "the KL is not finite at step 3"
+    if where == "head":
+        with torch.no_grad():
+            model.lm_head.weight[0] = math.nan
+        says = "the KL is not finite at step 0"
+    elif where == "batch":
+        calls, real = itertools.count(1), module.kl_gradient
+        monkeypatch.setattr(module, "kl_gradient", lambda *a: (math.inf, real(*a)[1]) if next(calls) == 3 else real(*a))
+    else:
+        calls, real = itertools.count(), module.compare
+        monkeypatch.setattr(
+            module,
+            "compare",
+            lambda *a: dataclasses.replace(found := real(*a), kl=found.kl * (math.nan if next(calls) == 1 else 1)),
+        )
+        says = "the KL is not finite at step 2"
+    refused(f"{says}; try --dtype float32 or a lower learning rate", model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_tokens": 0}, "batch_tokens must be at least 1"),
+        ({"check_every": 0}, "check_every must be at least 1"),
+        ({"patience": 0}, "patience must be at least 1"),
+        ({"learning_rate": 0.0}, r"learning_rate must be in \(0, 1\]"),
+        ({"learning_rate": 1.5}, "learning_rate"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"seed": -1}, "seed must be 0 or more"),
+    ],
+)
+def test_settings_out_of_range(changes, says):
+    with pytest.raises(RSparseError, match=says):
+        FitSettings(**changes)
+
+
+def test_settings_by_device_and_from_words():
+    assert FitSettings.for_device("cuda") == FitSettings()
+    small = FitSettings.for_device("cpu")
+    assert small.steps * small.batch_tokens < FitSettings().steps * FitSettings().batch_tokens / 8
+    words = {"steps": "7", "learning_rate": "0.5", "levels": "false", "factors": "True"}
+    assert FitSettings.parse(words, "cpu") == dataclasses.replace(small, steps=7, learning_rate=0.5, levels=False)
+    assert FitSettings.parse({}, "cuda") == FitSettings()
+    for given, says in (
+        ({"colour": "red"}, "takes no option 'colour'"),
+        ({"__doc__": "red"}, "takes no option"),
+        ({"parse": "red"}, "takes no option"),
+        ({"steps": "many"}, "steps must be like 60, got 'many'"),
+        ({"steps": "1.5"}, "steps must be like"),
+        ({"levels": "1"}, "levels must be like True, got '1'"),
+        ({"steps": "0"}, "steps must be at least 1"),
+    ):
+        with pytest.raises(RSparseError, match=says):
+            FitSettings.parse(given, "cpu")
+
+
+def test_levels_are_in_units_of_a_step(monkeypatch):
+    """At a learning rate of 0.005 one step moves a level by no more than 0.002."""
+    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: 1.0 - step)
+    model = model_of(rho=1.0)
+    fitted(model, steps=1, learning_rate=0.5)  # the warm-up's tenth of it
+    moved = [unit.sparsity - 0.5 for unit in state(model).recipe.units.values()]
+    assert 0.3 * 0.05 * LEVEL_SCALE < max(map(abs, moved)) < 2 * 0.05 * LEVEL_SCALE
