@@ -8,68 +8,17 @@ from pathlib import Path
 import pytest
 
 from rsparse.benchmark import workbench
-from rsparse.benchmark.grid import Cell, Grid
-from rsparse.benchmark.quality import QualityBench
-from rsparse.benchmark.settings import Settings
+from rsparse.benchmark.grid import Cell
 from rsparse.calibration import TextSource, calibrate
 from rsparse.calibration.windows import make_windows
 from rsparse.conversion import sparsify
 from rsparse.errors import RSparseError
 from rsparse.evaluation.perplexity import evaluate
-from rsparse.evaluation.tasks import load_tasks
 from rsparse.methods import MethodSpec, make_recipe
 from rsparse.sparse_model import is_sparse
 from rsparse.token_policy import TokenPolicy
+from tests.benchmark.benches import ALL, DECODE, SEQ_LEN, Bench, grid, settings
 from tests.support.models import text_file, tiny_model, tiny_tokenizer
-
-ALL, DECODE = TokenPolicy("all"), TokenPolicy("decode")
-SEQ_LEN = 24
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """calibration text, two test texts, and a folder with one task of choices."""
-    text_file(tmp_path, 500, seed=1).rename(tmp_path / "calibration.txt")
-    text_file(tmp_path, 120, seed=2).rename(tmp_path / "one.txt")
-    text_file(tmp_path, 100, seed=3).rename(tmp_path / "two.txt")
-    (tmp_path / "tasks").mkdir()
-    rows = [{"context": f"the river {i}", "choices": ["stone", "light and bread", "her"], "label": i % 3} for i in range(6)]
-    (tmp_path / "tasks" / "words.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return tmp_path
-
-
-def settings(files: Path, **changes) -> Settings:
-    return Settings(str(files / "calibration.txt"), **({"calibration_tokens": 480, "seq_len": SEQ_LEN} | changes))
-
-
-def grid(files: Path, *methods: str, **changes) -> Grid:
-    texts = [str(files / "one.txt"), str(files / "two.txt")]
-    given = {"models": ["tiny"], "levels": [0.4], "policies": [ALL], "texts": texts, "tasks": True} | changes
-    return Grid(methods=[MethodSpec.parse(text) for text in methods or ("sparse_only",)], **given)
-
-
-class Bench:
-    """A QualityBench on tiny models that counts loads and keeps what it said."""
-
-    def __init__(self, files: Path, wanted: Grid, **changes):
-        self.loads, self.said = [], []
-        tasks = load_tasks(None, files / "tasks")
-        self.out = files / "out"
-        self.bench = QualityBench(wanted, settings(files, **changes), self.out, self.load, tasks, self.said.append)
-
-    def load(self, name):
-        self.loads.append(name)
-        self.model = tiny_model("llama")
-        return self.model, tiny_tokenizer()
-
-    def run(self):
-        return self.bench.run()
-
-    def names(self):
-        return sorted(path.name for path in self.out.glob("*/*.json"))
-
-    def record(self, name):
-        return json.loads((self.out / "tiny" / f"{name}.json").read_text())
 
 
 def test_cells_dense_first_and_one_sparse_model_at_a_time(files):

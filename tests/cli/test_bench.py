@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from rsparse.compensation import FitSettings
+from rsparse.methods import names
 from tests.cli.conftest import bad, good, run
 
 SIZE = ["--calibration-data", "text.txt", "--calibration-tokens", 480, "--seq-len", 24, "--max-tokens", 240]
@@ -61,6 +63,14 @@ def test_a_failed_cell_is_named_and_the_exit_code_says_so(here):
         ("task folder none does not exist", ["--task-dir", "none"]),
         ("token policy", ["--data", "test.txt", "--token-policy", "most"]),
         ("two methods are called teal", ["--data", "test.txt", "--method", "teal", "--method", "teal"]),
+        ("two methods are called best", ["--data", "test.txt", "--method", "best", "--method", "best"]),
+        ("the dense model has nothing to compensate", ["--data", "test.txt", "--method", "dense+compensate"]),
+        ("compensate takes no option 'rho'", ["--data", "test.txt", "--method", "teal+compensate:rho=1"]),
+        (
+            "batch_tokens 23 is less than",
+            ["--data", "test.txt", "--method", "teal", "--method", "teal+compensate:batch_tokens=23"],
+        ),
+        ("--fit-tokens must be 48 or more", ["--data", "test.txt", "--method", "best", "--fit-tokens", 47]),
     ],
 )
 def test_bad_input_is_found_before_the_model_loads(here, says, arguments):
@@ -72,6 +82,44 @@ def test_a_folder_of_other_settings_is_refused(here):
     command = ["bench", "quality", "dense", "--method", "sparse_only", "--data", "test.txt", *SIZE, "-o", "out"]
     good(*command)
     bad("out holds cells of seed = 0, and this run has 1", *command, "--seed", 1)
+
+
+def test_a_folder_of_other_fit_tokens_is_refused(here):
+    command = ["bench", "quality", "dense", "--method", "sparse_only", "--data", "test.txt", *SIZE, "-o", "out"]
+    good(*command, "--fit-tokens", 480)
+    bad("out holds cells of fit_tokens = 480, and this run has 481", *command, "--fit-tokens", 481)
+
+
+def test_a_compensated_method_and_a_preset(here, monkeypatch):
+    monkeypatch.setattr(FitSettings, "for_device", lambda device: FitSettings(steps=4, batch_tokens=96))
+    methods = ["--method", "sparse_only+compensate:steps=2", "--method", "best"]
+    good(
+        "bench", "quality", "dense", *methods, "--levels", "0.4", "--data", "test.txt", *SIZE, "--fit-tokens", 480, "-o", "out"
+    )
+    table = (here / "out" / "table.md").read_text()
+    for label, method, last in (("sparse_only-compensate-steps2", "sparse_only", 2), ("best", "joint", 4)):
+        config = json.loads((here / "out" / "dense" / f"{label}-s0.4-all-test.json").read_text())["config"]
+        assert (config["preset"], config["method"], config["fit_history"][-1][0]) == (label, method, last)
+        assert config["fit_seconds"] > 0
+        assert config["compensation"]
+        assert f"| {label} | 40% |" in table
+
+
+def test_the_default_is_every_method_and_no_preset(here, monkeypatch):
+    grids = []
+
+    class Stop:
+        def __init__(self, grid, *arguments):
+            grids.append(grid)
+
+        def run(self):
+            return []
+
+    monkeypatch.setattr("rsparse.benchmark.quality.QualityBench", Stop)
+    good("bench", "quality", "dense", "--data", "test.txt", *SIZE, "-o", "out")
+    assert [method.label for method in grids[0].methods] == names()
+    assert all(method.fit is None for method in grids[0].methods)
+    assert "default: every method" in " ".join(good("bench", "quality", "--help").out.split())
 
 
 def test_bench_without_a_suite_says_which_there_are():

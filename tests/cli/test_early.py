@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +13,8 @@ import pytest
 from rsparse.criteria import names as criteria
 from rsparse.methods import names as methods
 from tests.cli.conftest import SIZE, bad, good
+from tests.support.models import tiny_model
+from tests.support.recipes import uniform
 
 SPARSIFY = ["sparsify", "dense", "-o", "deep/new"]
 WITH_CALIBRATION = [*SPARSIFY, "--calibration", "calibration", "--json", "deep/record.json"]
@@ -51,6 +55,65 @@ def _no_model(here, monkeypatch):
 )
 def test_options_of_sparsify(options, says):
     bad(says, *WITH_CALIBRATION, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--quality", "best", "--method", "teal"], "--quality chooses the method; leave out one of the two"),
+        (["--quality", "best", "--recipe", "recipe.json"], "--recipe already says it all; leave out --sparsity"),
+        (["--quality", "most"], "argument --quality: invalid choice: 'most'"),
+        (["--quality", "best", "--rho", "0.9"], "method joint takes no option 'rho'"),
+        (["--method", "dense+compensate"], "the dense model has nothing to compensate"),
+        (["--method", "teal+compensate:steps=0"], "steps must be at least 1, got 0"),
+        (["--method", "teal+compensate:colour=red"], "compensate takes no option 'colour'"),
+        (["--method", "searched:population=1"], "population must be 2 or more, got 1"),
+        (["--method", "rsparse+compensate", "--sparsity", "0"], "sparsity 0 leaves nothing to compensate"),
+        (["--quality", "best", "--seed=-1"], "seed must be 0 or more, got -1"),
+        (["--quality", "best", "--fit-data", "gone.txt"], "text file gone.txt does not exist"),
+        (["--quality", "best", "--fit-data", "latin.txt"], "text file latin.txt is not UTF-8"),
+        (["--quality", "best", "--fit-tokens", "47"], "--fit-tokens must be 48 or more, two windows of 24; got 47"),
+        (["--method", "teal+compensate:batch_tokens=23"], "batch_tokens 23 is less than one window of 24 tokens"),
+        (["--quality", "fast", "--fit-data", "text.txt"], "--fit-data is for a compensation, and none is asked for"),
+        (["--method", "teal", "--fit-data", "text.txt"], "--fit-data is for a compensation, and none is asked for"),
+    ],
+)
+def test_options_of_quality_and_compensation(here, options, says):
+    (here / "latin.txt").write_bytes(b"caf\xe9 au lait")
+    bad(says, *WITH_CALIBRATION, "--sparsity", "0.5", *options)
+
+
+def test_quality_and_a_fits_text_beside_a_recipe(here):
+    bad("--recipe already says it all; leave out --quality", *WITH_CALIBRATION, "--quality", "best", "--recipe", "recipe.json")
+    uniform(tiny_model("llama")).save(here / "recipe.json")
+    says = "--fit-data is for a compensation, and none is asked for"
+    bad(says, *WITH_CALIBRATION, "--recipe", "recipe.json", "--fit-data", "text.txt")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--seq-len", "1100"], "batch_tokens 1024 is less than one window of 1100 tokens"),
+        (["--seq-len", "100", "--fit-tokens", "199"], "--fit-tokens must be 200 or more, two windows of 100; got 199"),
+    ],
+)
+def test_windows_of_a_fit_where_the_calibration_is_made_now(options, says):
+    bad(says, *SPARSIFY, "--sparsity", "0.5", "--quality", "best", "--data", "text.txt", "--device", "cpu", *options)
+
+
+def test_a_calibration_whose_text_is_gone(here):
+    """It serves without a compensation, and with one that has a text of its own."""
+    shutil.copytree(here / "calibration", here / "moved")
+    meta = json.loads((here / "moved" / "calibration.json").read_text())
+    (here / "moved" / "calibration.json").write_text(json.dumps(meta | {"data": "elsewhere/text.txt"}))
+    command = [*SPARSIFY, "--calibration", "moved", "--sparsity", "0.5"]
+    says = (
+        "text file elsewhere/text.txt does not exist; the calibration was made on it, name a text to compensate on with --fit-"
+    )
+    bad(says, *command, "--quality", "best")
+    for enough in (["--quality", "best", "--fit-data", "text.txt"], ["--quality", "fast"]):
+        with pytest.raises(pytest.fail.Exception, match="loaded before"):
+            good(*command, *enough)
 
 
 @pytest.mark.parametrize("options", [["--grouping", "group", "--fit", "svd", "--criterion", "paper", "--rho", "0"], []])

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import matplotlib.image
@@ -255,3 +256,70 @@ def test_helpers_go_when_the_first_worker_fails(here, monkeypatch):
     monkeypatch.setattr(verb, "_start_helpers", lambda *a: helpers)
     bad("./nowhere", "search", "./nowhere", "--calibration", "calibration", *SMALL, "--workers", "2", "-o", "new.json")
     assert helpers[0].returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--population", "4"], "its population is 3, here it is 4"),
+        (["--samples", "5"], "another search"),
+        (["--population", "4", "--join", "--storage", "sqlite:///new.db"], "its population is 3, here it is 4"),
+    ],
+)
+def test_another_searchs_study_is_refused_before_the_model_loads(found, here, monkeypatch, options, says):
+    monkeypatch.setattr("rsparse.checkpoint.from_pretrained", lambda *a, **o: pytest.fail("loaded before it checked"))
+    monkeypatch.setattr(verb, "_start_helpers", lambda *a: pytest.fail("started helpers before it checked"))
+    shutil.copy(found[0] / "r.db", here / "new.db")
+    bad(says, *SEARCH, *SMALL, *options, *([] if "--join" in options else ["-o", "new.json"]))
+
+
+def helper_that(code):
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+
+
+def test_a_helper_that_dies_early_is_named_and_the_search_goes_on(found, here, monkeypatch):
+    import rsparse.search
+
+    real = rsparse.search.search
+    helpers = [
+        helper_that("import sys; sys.exit('one line\\nrsparse: error: no room\\n')"),
+        helper_that("raise SystemExit(3)"),
+        helper_that("import sys; print('all is well', file=sys.stderr)"),
+        helper_that("import sys, time; print('busy', file=sys.stderr, flush=True); time.sleep(600)"),
+    ]
+
+    def after_them(*arguments, **options):
+        for helper in helpers[:3]:
+            helper.wait(30)
+        time.sleep(0.2)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(verb, "_start_helpers", lambda *a: helpers)
+    monkeypatch.setattr(rsparse.search, "search", after_them)
+    outcome = good(*SEARCH, *SMALL, "-o", "r.json", "--workers", "5")
+    lines = [line for line in outcome.err.splitlines() if "helper" in line]
+    assert sorted(lines) == [
+        "a helper ended early (exit code 1: rsparse: error: no room); the search goes on without it",
+        "a helper ended early (exit code 3: it said nothing); the search goes on without it",
+    ]
+    assert helpers[3].returncode == -signal.SIGTERM
+    assert Recipe.load("r.json").sha() == Recipe.load(found[0] / "r.json").sha()
+
+
+def test_a_helpers_words_are_read(here, monkeypatch):
+    """A full pipe would stop it."""
+    from rsparse.cli._main import build_parser
+
+    started, real = [], subprocess.Popen
+    talk = "import sys; [print('x' * 99, file=sys.stderr) for _ in range(5000)]; sys.exit(4)"
+    monkeypatch.setattr(
+        verb.subprocess,
+        "Popen",
+        lambda command, **options: started.append(real([sys.executable, "-c", talk], **options)) or started[-1],
+    )
+    args = build_parser().parse_args([*SEARCH, *SMALL, "--workers", "2", "-o", "r.json"])
+    (helper,) = verb._start_helpers(args, "journal:j")
+    said = []
+    monkeypatch.setattr(verb.options, "say", said.append)
+    verb._watch(helper, threading.Event())
+    assert said == [f"a helper ended early (exit code 4: {'x' * 99}); the search goes on without it"]

@@ -126,7 +126,12 @@ def test_a_calibration_is_no_concern_of_methods_without_one(model):
 @pytest.mark.parametrize(
     ("method", "sparsity", "options", "says"),
     [
-        ("magic", 0.5, {}, "'magic' is unknown; choose one of dense, low_rank_only, nncf, rsparse, sparse_only, teal, wina"),
+        (
+            "magic",
+            0.5,
+            {},
+            "'magic' is unknown; choose one of dense, joint, low_rank_only, nncf, rsparse, searched, sparse_only, teal, wina",
+        ),
         ("uniform", 0.5, {}, "'uniform'"),
         ("", 0.5, {}, "unknown"),
         ("rsparse", 1.0, {}, r"sparsity must be in \[0, 1\), got 1\.0"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ class Settings:
     calibration_data: str
     calibration_tokens: int = 32768
     calibration_rows: int = 4096
+    fit_tokens: int = 262_144
     seq_len: int = 512
     max_tokens: int | None = None
     settle_tokens: int | None = None
@@ -39,7 +40,14 @@ class Settings:
     tasks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        least = {"seq_len": 2, "calibration_tokens": self.seq_len, "limit": 1, "num_fewshot": 0, "settle_tokens": 0}
+        least = {
+            "seq_len": 2,
+            "calibration_tokens": self.seq_len,
+            "fit_tokens": 2 * self.seq_len,
+            "limit": 1,
+            "num_fewshot": 0,
+            "settle_tokens": 0,
+        }
         for name, bound in {**least, "max_tokens": self.seq_len, "sink_tokens": 0}.items():
             value = getattr(self, name)
             if value is not None and value < bound:
@@ -49,15 +57,20 @@ class Settings:
 def check_folder(folder: Path, settings: Settings, models: Mapping[str, str], texts: Mapping[str, str]) -> None:
     """Write all of it to `folder`, or raise RSparseError where cells there are of other settings, or of another model, text or
     task of one name. `models` and `texts` map labels to names; more of them may join a folder."""
-    path = folder / SETTINGS_FILE
     common = asdict(settings) | {"calibration_data": short(settings.calibration_data)}
-    mine = {
+    mine: dict[str, dict[str, Any]] = {
         "settings": {name: value for name, value in common.items() if name != "tasks"},
         "tasks": dict(settings.tasks),
         "models": {label: model_stamp(name) for label, name in models.items()},
         "texts": {label: text_stamp(name) for label, name in texts.items()},
     }
-    theirs = _read(path)
+    check_parts(folder, mine)
+
+
+def check_parts(folder: Path, mine: dict[str, dict[str, Any]]) -> None:
+    """`check_folder` on what a bench keeps: its `settings` must be equal, of each other part what both name."""
+    path = folder / SETTINGS_FILE
+    theirs = _read(path, mine)
     for part, values in theirs.items():
         strict = part == "settings" or (part == "tasks" and values and mine[part])
         for name in sorted({*values, *mine[part]} if strict else set(values) & set(mine[part])):
@@ -72,12 +85,12 @@ def check_folder(folder: Path, settings: Settings, models: Mapping[str, str], te
     write_text(path, json.dumps(merged, indent=1) + "\n")
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path, parts: Iterable[str]) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {part: dict(found[part]) for part in ("settings", "tasks", "models", "texts")}
+        return {part: dict(found[part]) for part in parts}
     except (ValueError, KeyError, TypeError) as error:
         raise RSparseError(f"{path} is not a bench's settings ({type(error).__name__}: {error}); move it away") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rsparse.methods._registry import check, names, observes
+from rsparse.methods._registry import check, names, observes, seeded
 from rsparse.methods._spec import MethodSpec
 from rsparse.recipe import Recipe
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rsparse.calibration.store import Calibration
 
-__all__ = ["Method", "MethodSpec", "check", "make_recipe", "names", "observes"]
+__all__ = ["Method", "MethodSpec", "check", "make_recipe", "names", "observes", "seeded"]
 
 
 class Method(Protocol):

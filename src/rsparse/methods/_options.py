@@ -13,6 +13,7 @@ from rsparse.recipe import FITS, GROUPINGS
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a word"}
+_NOT_OPTIONS = ("model", "sparsity", "calibration")
 _CHOICES = {"grouping": GROUPINGS, "fit": FITS}
 
 
@@ -27,7 +28,7 @@ def checked_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     A method's file may have a `check(options)` of its own. Raises RSparseError for an option that the method does not take,
     and for a value that no model would take.
     """
-    takes = parameters(method)
+    takes = {name: each for name, each in parameters(method).items() if name not in _NOT_OPTIONS}
     given = {name: value for name, value in options.items() if value is not None}
     if unknown := sorted(set(given) - set(takes)):
         raise RSparseError(f"method {method} takes no option {unknown[0]!r}")

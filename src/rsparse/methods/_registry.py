@@ -24,6 +24,11 @@ def check(method: str, sparsity: float | None = None, options: dict[str, Any] | 
     return checked_options(method, options or {})
 
 
+def seeded(method: str, seed: int) -> dict[str, Any]:
+    """`seed` as an option, where `method` draws at random."""
+    return {"seed": seed} if "seed" in parameters(method) else {}
+
+
 def observes(method: str) -> bool:
     """Whether `method` can look at activations, and so wants a calibration to make its recipe."""
     return "calibration" in parameters(method)

@@ -16,8 +16,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help=options.MODEL_HELP)
     options.add_machine(parser)
     parser.add_argument(
-        "--method", action="append", metavar="NAME[:OPTION=VALUE,...]", help="repeat for several (default: every method)"
-    )
+        "--method", action="append", metavar="NAME[:OPTION=VALUE,...][+compensate]",
+        help="or a preset: fast, balanced, best; repeat for several (default: every method; searched and joint take longest)",
+    )  # fmt: skip
     parser.add_argument("--levels", default="0.4,0.5", help="sparsities, with commas (default %(default)s)")
     parser.add_argument("--data", action="append", default=[], metavar="TEXT", help=f"{options.DATA_HELP}; repeat for several")
     options.add_tasks(parser)
@@ -27,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sink-tokens", type=int, default=1, help="first tokens that stay dense (default %(default)s)")
     parser.add_argument("--calibration-data", default="allenai/c4:en", help="text to calibrate on (default %(default)s)")
     parser.add_argument("--calibration-tokens", type=int, default=32768, help="how many tokens of it (default %(default)s)")
+    parser.add_argument("--fit-tokens", type=int, default=262_144, help="tokens of it for +compensate (default %(default)s)")
     parser.add_argument("--settle-tokens", type=int, help="tokens that solve the thresholds (default: all of those)")
     parser.add_argument("--seq-len", type=int, default=512, help="tokens in a window (default %(default)s)")
     parser.add_argument("--max-tokens", type=int, help="stop after so many tokens of each text (default: all)")
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
     for text in [*args.data, args.calibration_data]:
         TextSource(text).check()
     settings = _settings(args)
+    _check_fits(grid, settings)
     tasks: list[Any] = []
     if grid.tasks:
         from rsparse.evaluation.tasks import load_tasks
@@ -85,6 +88,14 @@ def _grid(args: argparse.Namespace) -> Any:
     return Grid(args.models, specs, levels, policies, args.data, text_policies, wants_tasks, task_levels)
 
 
+def _check_fits(grid: Any, settings: Any) -> None:
+    from rsparse.compensation import FitSettings
+
+    for method in grid.methods:
+        if method.fit is not None:
+            FitSettings.parse(dict(method.fit), settings.device).check_window(settings.seq_len)
+
+
 def _settings(args: argparse.Namespace) -> Any:
     from rsparse.benchmark.settings import Settings
     from rsparse.checkpoint.load import pick_device, pick_dtype
@@ -94,9 +105,10 @@ def _settings(args: argparse.Namespace) -> Any:
     device = pick_device(args.device)
     dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
     return Settings(
-        args.calibration_data, args.calibration_tokens, seq_len=args.seq_len, max_tokens=args.max_tokens,
-        settle_tokens=args.settle_tokens, sink_tokens=args.sink_tokens, limit=args.limit, num_fewshot=args.num_fewshot,
-        chat_template=args.chat_template, seed=args.seed, dtype=dtype, device=device.type, tasks=_task_stamps(args),
+        args.calibration_data, args.calibration_tokens, fit_tokens=args.fit_tokens, seq_len=args.seq_len,
+        max_tokens=args.max_tokens, settle_tokens=args.settle_tokens, sink_tokens=args.sink_tokens, limit=args.limit,
+        num_fewshot=args.num_fewshot, chat_template=args.chat_template, seed=args.seed, dtype=dtype, device=device.type,
+        tasks=_task_stamps(args),
     )  # fmt: skip
 
 

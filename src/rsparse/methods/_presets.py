@@ -1,0 +1,6 @@
+"""Names for what a user wants, and the methods behind them."""
+
+from __future__ import annotations
+
+# Measured gains and costs: docs/quality.md.
+PRESETS = {"fast": "teal", "balanced": "joint", "best": "joint+compensate"}

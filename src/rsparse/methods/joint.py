@@ -1,0 +1,62 @@
+"""Levels, scores and low rank of all units chosen together by the KL to the dense model; nothing is fitted by gradient.
+
+The start is TEAL's greedy (see `_greedy`), which is blind to what a block's error does further on and holds all blocks
+at one level; `search.allocation` then moves bytes between kinds and blocks, and takes a column-norm score or a low-rank
+share for a kind of linear where that lowers the KL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rsparse.calibration.store import Calibration
+from rsparse.errors import RSparseError
+from rsparse.methods._greedy import greedy_levels
+from rsparse.methods._levels import check_grouping
+from rsparse.models.layout import unit_shapes
+from rsparse.recipe import Recipe, UnitRecipe
+from rsparse.search.allocation import LEAST, Choice, allocate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Raises RSparseError for values that no model would take."""
+    for name, least in (("tokens", 1), ("rounds", 0), ("polish", 0), ("seed", 0)):
+        if (value := options.get(name, least)) < least:
+            raise RSparseError(f"{name} must be {least} or more, got {value}")
+
+
+def prepare(
+    model: PreTrainedModel,
+    sparsity: float,
+    *,
+    calibration: Calibration | None = None,
+    tokens: int = 4096,
+    rounds: int = 2,
+    polish: int = 0,
+    lowrank: bool = True,
+    grouping: str = "linear",
+    seed: int = 0,
+) -> Recipe:
+    """A recipe whose KL on `tokens` of the calibration is as low as the moves get it. Raises RSparseError without one."""
+    check({"tokens": tokens, "rounds": rounds, "polish": polish, "seed": seed})
+    check_grouping(grouping)
+    if calibration is None:
+        raise RSparseError("method joint needs a calibration")
+    if sparsity < LEAST:
+        raise RSparseError(f"method joint starts at sparsity {LEAST}, got {sparsity}")
+    levels = greedy_levels(
+        model, calibration, sparsity, method="joint", criterion="magnitude", grouping=grouping, step=0.05, tokens=1024
+    )
+    found = allocate(
+        model, calibration, {name: Choice(level) for name, level in levels.items()}, grouping=grouping, tokens=tokens,
+        rounds=rounds, polish=polish, criteria=("column_norm",), lowrank=lowrank, seed=seed,
+    )  # fmt: skip
+    units = {
+        name: UnitRecipe.uniform(linears, size, each.sparsity, each.rho, criterion=each.criterion)
+        for (name, (linears, size)), each in zip(unit_shapes(model, grouping).items(), found.choices.values(), strict=True)
+    }
+    return Recipe(model.config.model_type, units, "joint", grouping, "dropped", model.config.name_or_path or "")
