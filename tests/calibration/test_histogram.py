@@ -8,6 +8,7 @@ import torch
 
 from rsparse.calibration.histogram import (
     CHANNEL_BINS,
+    _scattered,
     channel_edges,
     channel_histogram,
     kept_share,
@@ -214,3 +215,10 @@ def test_a_quantile_threshold_keeps_or_drops_equal_values_whichever_is_nearer():
     x = (1 + torch.arange(64) / 128).repeat(100, 1).bfloat16()
     for share in (0.01, 0.3, 0.5, 0.507, 0.51, 0.99):
         assert share_above(x, None, quantile_threshold(x, None, share)) == round(64 * share) / 64
+
+
+def test_the_gpus_way_to_count_is_bincount():
+    bits = (activations().view(torch.int32).abs() >> 15).flatten()
+    bits[:3] = torch.tensor([0, (1 << 16) - 1, 7], dtype=torch.int32)
+    assert torch.equal(_scattered(bits), torch.bincount(bits, minlength=1 << 16))
+    assert _scattered(bits[:0]).sum() == 0

@@ -219,3 +219,19 @@ def test_an_old_calibration_is_kept_unless_asked(tmp_path):
         calibrate(model, tiny_tokenizer(), "none.txt", out=tmp_path / "calibration")
     run(model, tmp_path, seed=2, overwrite=True)
     assert Calibration.load(tmp_path / "calibration").meta.seed == 2
+
+
+def test_windows_given_directly_are_calibrated_like_text(tmp_path):
+    model = tiny_model("llama")
+    text = run(model, tmp_path, name="a", seed=3, rows=30)
+    given = observe.calibrate_windows(
+        model, text.windows, text.heldout, data=text.meta.data, out=tmp_path / "given", rows=30, seed=3, name="a"
+    )
+    assert given.meta == text.meta
+    assert torch.equal(given.windows, text.windows)
+    assert torch.equal(given.heldout, text.heldout)
+    for index in range(len(sites(model))):
+        for name, statistics in text.block(index).items():
+            assert torch.equal(given.block(index)[name].histogram, statistics.histogram)
+            assert torch.equal(given.block(index)[name].rows, statistics.rows)
+    assert given.meta.rows == 30

@@ -16,7 +16,7 @@ from rsparse.evaluation.perplexity import evaluate
 from rsparse.lowrank.svd import _by_gram
 from rsparse.models.layout import unit_shapes
 from rsparse.recipe import Recipe, UnitRecipe
-from rsparse.search.candidate import CandidateModel
+from rsparse.search.candidate import CandidateModel, spread_rows
 from rsparse.search.genome import child, initial
 from rsparse.sparse_model import achieved_sparsity, is_sparse, measuring, state
 from tests.support.models import tiny_model
@@ -328,3 +328,37 @@ def test_a_recipe_is_not_changed():
     before = dataclasses.asdict(recipe)
     candidates_of(model).evaluate(recipe)
     assert dataclasses.asdict(recipe) == before
+
+
+@pytest.mark.parametrize(("batch", "tokens", "sinks"), [(3, 24, 1), (200, 24, 0), (200, 24, 3), (1, 5000, 1), (171, 24, 0)])
+def test_rows_are_spread_over_all_that_are_not_sinks(batch, tokens, sinks):
+    x = torch.arange(batch * tokens).view(batch, tokens, 1).expand(-1, -1, 3)
+    rows = x[:, sinks:].flatten(0, 1)
+    assert torch.equal(spread_rows(x, sinks), rows[:: max(1, len(rows) // 2048)])
+
+
+@pytest.mark.parametrize("fit", ["svd", "dropped"])
+def test_statistics_are_read_only_where_factors_are_fitted_to_them(monkeypatch, fit):
+    calibration, read = calibration_of("llama"), []
+    real = type(calibration).block
+    monkeypatch.setattr(type(calibration), "block", lambda self, index: (read.append(index), real(self, index))[1])
+    candidates_of(tiny_model("llama"), fit=fit)
+    assert read == ([] if fit == "svd" else [0, 1])
+
+
+def test_no_unit_keeps_a_copy_of_its_weight():
+    model = tiny_model("llama")
+    candidates = candidates_of(model, "group")
+    candidates.evaluate(recipe_of(model, 0.5, "group"))
+    for unit in candidates.units.values():
+        own = [value for value in vars(unit).values() if isinstance(value, torch.Tensor)]
+        scales = [scale for scale in unit._scales.values() if scale is not None]
+        assert own == []
+        assert all(scale.dim() == 1 for scale in scales)
+
+
+def test_seconds_of_the_factors(monkeypatch):
+    clock = iter([10.0, 17.5])
+    monkeypatch.setattr("rsparse.search.candidate.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr(CandidateModel, "_install", lambda self, calibration: None)
+    assert candidates_of(tiny_model("llama")).factors_seconds == 7.5

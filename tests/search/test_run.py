@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import threading
 import time
 
@@ -174,3 +175,33 @@ def test_reports_count_what_others_do(journal, evaluating):
     # Eight since it began; the time before the first candidate is not counted.
     assert reports[-1].per_minute / 60 * moments[-1] >= 8
     assert reports[1].seconds_left == pytest.approx(4 / reports[1].per_minute * 60)
+
+
+def test_what_it_cost(expected, journal, evaluating):
+    """Two sessions: the factors are made twice, and all the time of both is counted."""
+    storage, result = expected
+    slots = done(storage)[1].values()
+    assert result.cost.candidates == TOTAL
+    assert result.cost.stopped == sum(each.stopped for each in slots) > 0
+    assert result.cost.candidate_seconds == statistics.median(each.seconds for each in slots if not each.stopped)
+    assert [each.factors_seconds > 0 for each in done(storage)[1].values()].count(True) == 1
+    assert all(0 < each.seconds <= each.elapsed for each in slots)
+    assert result.cost.seconds == pytest.approx(sum(each.elapsed for each in slots))
+    assert sum(each.seconds + each.factors_seconds for each in slots) < result.cost.seconds <= result.seconds
+
+    class KilledError(Exception):
+        pass
+
+    def before(number):
+        if number == 6:
+            raise KilledError
+
+    evaluating(before)
+    with pytest.raises(KilledError):
+        searched(journal)
+    second = searched(journal)
+    made = [each.factors_seconds for each in done(journal)[1].values() if each.factors_seconds]
+    assert len(made) == 2
+    assert second.cost.factors_seconds == pytest.approx(sum(made) / 2)
+    assert second.cost.candidates == TOTAL > second.evaluations
+    assert second.cost.seconds == pytest.approx(sum(each.elapsed for each in done(journal)[1].values()))

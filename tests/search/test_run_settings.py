@@ -10,7 +10,7 @@ import pytest
 
 import rsparse
 from rsparse.errors import RSparseError
-from rsparse.search import search
+from rsparse.search import check_study, search
 from rsparse.sparse_model import is_sparse
 from tests.search.searches import SETTINGS, searched
 from tests.support.folders import sparse_model
@@ -97,3 +97,23 @@ def test_what_cannot_be_searched(journal, tmp_path):
     with pytest.raises(RSparseError, match="64 windows, and the search samples 65"):
         searched(journal, dataclasses.replace(SETTINGS, samples=65))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", [None, "windows", "sinks", "population"])
+def test_what_shows_before_the_model_is_there(expected, tmp_path, change):
+    calibration, settings = copy.copy(calibration_of("llama")), SETTINGS
+    check_study(calibration, settings, f"journal:{tmp_path}/none")
+    if change == "windows":
+        calibration.windows = calibration.windows.flip(1)
+    elif change == "sinks":
+        calibration.meta = dataclasses.replace(calibration.meta, sink_tokens=2)
+    elif change == "population":
+        settings = dataclasses.replace(SETTINGS, population=5)
+    if change is None:
+        check_study(calibration, settings, expected[0])
+        return
+    with pytest.raises(RSparseError, match="is of another search: its ") as early:
+        check_study(calibration, settings, expected[0])
+    with pytest.raises(RSparseError) as late:
+        search(tiny_model("llama"), calibration, settings, storage=expected[0])
+    assert str(early.value) == str(late.value)

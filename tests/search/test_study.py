@@ -14,7 +14,7 @@ import pytest
 
 from rsparse.errors import RSparseError
 from rsparse.search import study as module
-from rsparse.search.study import LEASE_SECONDS, Done, SearchStudy
+from rsparse.search.study import LEASE_SECONDS, Done, SearchStudy, check_study
 from tests.search.studies import KINDS, SETTINGS, opened, worked
 
 
@@ -261,3 +261,35 @@ def test_trials_of_others_in_the_study_do_not_count(storage):
     study.study.ask()
     assert study.done() == {}
     assert worked(study) == (0, 0)
+
+
+def test_seconds_come_back(storage):
+    study = opened(storage)
+    study.claim(0, 3)
+    study.tell([1.0], 2.0, False, (0.5, 3.0, 4.25))
+    found = opened(storage).done()[0, 0]
+    assert (found.seconds, found.factors_seconds, found.elapsed) == (0.5, 3.0, 4.25)
+
+
+def test_a_study_is_checked_by_what_is_known_of_it(storage, tmp_path):
+    opened(storage)
+    before = (tmp_path / "study").read_bytes()
+    check_study(storage, "search", SETTINGS)
+    check_study(storage, "search", {"sparsity": 0.5})
+    check_study(storage, "another", {"sparsity": 0.6})  # not there yet
+    with pytest.raises(RSparseError) as early:
+        check_study(storage, "search", {"sparsity": 0.6})
+    assert (tmp_path / "study").read_bytes() == before
+    with pytest.raises(RSparseError) as late:
+        opened(storage, sparsity=0.6)
+    assert str(early.value) == str(late.value)
+    assert "its sparsity is 0.5, here it is 0.6" in str(early.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checking_makes_no_storage(tmp_path, kind):
+    check_study(f"{kind}{tmp_path}/deep/study", "search", SETTINGS)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "broken").write_bytes(b"what is this\n" * 400)
+    with pytest.raises(RSparseError, match="cannot open the study's storage"):
+        check_study(f"{kind}{tmp_path}/broken", "search", SETTINGS)

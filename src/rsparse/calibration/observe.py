@@ -62,7 +62,7 @@ def calibrate(
         raise RSparseError(f"sink_tokens must be from 0 to below the window's {seq_len} tokens, got {sink_tokens}")
     if out is not None:
         check_target(Path(out), overwrite=overwrite)
-    layout = sites(model)
+    sites(model)  # an architecture that is not known is told before the text is read
     wanted = tokens // seq_len
     heldout = min(HELDOUT_WINDOWS, max(1, wanted // 4))
     windows = make_windows(TextSource(data).documents(), tokenizer, seq_len, max_windows=wanted + heldout, source=data)
@@ -70,16 +70,36 @@ def calibrate(
         raise RSparseError(f"{data} fills {len(windows)} window of {seq_len} tokens; calibration needs two, one to check with")
     check_positions(model, seq_len, f"windows of {seq_len} tokens")
     heldout = min(heldout, max(1, len(windows) // 5))
-    counted = windows[:-heldout]
+    return calibrate_windows(
+        model, windows[:-heldout], windows[-heldout:], data=data, out=out, rows=rows, sink_tokens=sink_tokens, seed=seed,
+        name=name, overwrite=overwrite,
+    )  # fmt: skip
+
+
+def calibrate_windows(
+    model: PreTrainedModel,
+    windows: Tensor,
+    heldout: Tensor,
+    *,
+    data: str,
+    out: Path | str | None = None,
+    rows: int = 4096,
+    sink_tokens: int = 1,
+    seed: int = 0,
+    name: str = "",
+    overwrite: bool = False,
+) -> Calibration:
+    """`calibrate` on token ids: `windows` [n, seq_len] are counted, `heldout` [m, seq_len] kept beside; `data` names them."""
+    layout, seq_len = sites(model), windows.shape[1]
     meta = CalibrationMeta(
         model=name or model.config.name_or_path or "",
         model_type=model.config.model_type,
         weights_sha=weights_sha(model),
         data=data,
-        tokens=counted.numel(),
+        tokens=windows.numel(),
         seq_len=seq_len,
         sink_tokens=sink_tokens,
-        rows=min(rows, len(counted) * (seq_len - sink_tokens)),
+        rows=min(rows, len(windows) * (seq_len - sink_tokens)),
         seed=seed,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         sites={site.name: site.in_features for block in layout for site in block},
@@ -87,8 +107,8 @@ def calibrate(
     owner = tempfile.TemporaryDirectory(prefix="rsparse-calibration-") if out is None else None
     target = Path(owner.name) / "calibration" if owner is not None else Path(str(out))
     with new_folder(target, overwrite=overwrite) as staging:
-        save_file({"windows": counted, "heldout": windows[-heldout:].clone()}, staging / WINDOWS_FILE)
-        _observe(model, layout, counted, meta, staging)
+        save_file({"windows": windows.contiguous(), "heldout": heldout.clone()}, staging / WINDOWS_FILE)
+        _observe(model, layout, windows, meta, staging)
         write_text(staging / META_FILE, meta_json(meta))
     return Calibration(target, meta, owner=owner)
 

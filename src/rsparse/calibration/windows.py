@@ -48,3 +48,9 @@ def make_windows(
     if bos is not None:
         windows = torch.cat([torch.full((count, 1), bos), windows], dim=1)
     return windows
+
+
+def spread(windows: Tensor, count: int) -> Tensor:
+    """`count` windows, at least one, from all over the text: neighbours come from the same few documents."""
+    count = min(max(1, count), len(windows))
+    return windows[torch.linspace(0, len(windows) - 1, count).round().long().unique()]

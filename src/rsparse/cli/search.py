@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from rsparse.calibration import Calibration
     from rsparse.records import Run
-    from rsparse.search import SearchSettings, search
+    from rsparse.search import SearchSettings, check_study, search
 
     timer = Run()
     options.check_json(args)
@@ -50,15 +51,22 @@ def run(args: argparse.Namespace) -> None:
     calibration = Calibration.load(args.calibration)
     settings.check_calibration(calibration)
     storage = args.storage or f"sqlite:///{args.out.with_suffix('.db')}"
-    helpers = _start_helpers(args, storage)
+    check_study(calibration, settings, storage, args.study)
+    helpers, over = _start_helpers(args, storage), threading.Event()
+    watchers = [threading.Thread(target=_watch, args=(helper, over), daemon=True) for helper in helpers]
+    for watcher in watchers:
+        watcher.start()
     try:
         model, _ = options.load(args)
         result = search(model, calibration, settings, storage=storage, study=args.study, report=_report)
     finally:
+        over.set()
         for helper in helpers:
             helper.terminate()
         for helper in helpers:
             helper.wait()
+        for watcher in watchers:
+            watcher.join()
     if args.join:
         return
     _print(result, settings.objective)
@@ -100,7 +108,7 @@ def _check_paths(args: argparse.Namespace) -> None:
         check_writable(args.plot)
 
 
-def _start_helpers(args: argparse.Namespace, storage: str) -> list[subprocess.Popen[bytes]]:
+def _start_helpers(args: argparse.Namespace, storage: str) -> list[subprocess.Popen[str]]:
     """Further workers, which join the same study. On several GPUs each takes its own."""
     import torch
 
@@ -111,8 +119,17 @@ def _start_helpers(args: argparse.Namespace, storage: str) -> list[subprocess.Po
         given |= {"storage": storage, "device": f"cuda:{number % gpus}" if gpus else args.device}
         words = [f"--{name}={value}" for name, value in given.items()]
         command = [sys.executable, "-m", "rsparse.cli", "search", args.model, "--join", *words]
-        helpers.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        helpers.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace"))
     return helpers
+
+
+def _watch(helper: subprocess.Popen[str], over: threading.Event) -> None:
+    """Read what a helper says, and pass on its last line where it fails before the search is `over`."""
+    last = "it said nothing"
+    for line in helper.stderr or ():
+        last = line.strip() or last
+    if helper.wait() and not over.is_set():
+        options.say(f"a helper ended early (exit code {helper.returncode}: {last}); the search goes on without it")
 
 
 def _report(progress: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rsparse.lowrank.leading import leading, preferred
 from rsparse.lowrank.svd import top_singular
 
 
@@ -17,5 +18,5 @@ def fit_to_dropped(weight: Tensor, dropped: Tensor, rank: int, *, seed: int = 0)
     outputs = dropped.float() @ weight.float().T  # [rows, out]
     # Scaled, since fp16-sized activations squared can leave fp32's comfortable range.
     outputs = outputs / outputs.abs().amax().clamp_min(1e-30)
-    _, _, P = top_singular(outputs, rank, seed=seed)
+    P = leading(outputs.T, rank, seed=seed) if preferred(weight) else top_singular(outputs, rank, seed=seed)[2]
     return P, weight.float().T @ P

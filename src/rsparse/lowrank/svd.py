@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rsparse.lowrank.leading import leading, preferred
+
 
 def truncated_svd(weight: Tensor, rank: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """U [out, r] = left vectors · σ and V [in, r] = right vectors of `weight` [out, in], in fp32."""
+    """U [out, r] and V [in, r] in fp32 with U Vᵀ near the best approximation of `weight` [out, in]; so is each prefix.
+
+    On a CPU they are left vectors · σ and right vectors, on a GPU P and Wᵀ P with P `leading`.
+    """
+    if preferred(weight):
+        P = leading(weight.float(), rank, seed=seed)
+        return P, weight.float().T @ P
     left, sigma, right = top_singular(weight.float(), rank, seed=seed)
     return left * sigma, right
 

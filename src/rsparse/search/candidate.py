@@ -1,9 +1,10 @@
-"""A model that takes one candidate recipe after another: factors are made once, at full rank, and sliced."""
+"""A model that takes one candidate recipe after another: factors are made once, at the highest rank, and sliced."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +39,10 @@ class Fitness:
 
 
 class CandidateModel:
-    """`model` with every unit sparse. `base` holds each unit's budget at the lowest rho that will be asked for."""
+    """`model` with every unit sparse. `base` holds each unit's budget at the lowest rho that will be asked for.
+
+    `factors_seconds`: what making the factors took.
+    """
 
     def __init__(self, model: PreTrainedModel, base: Recipe, calibration: Calibration, windows: Tensor, objective: str) -> None:
         self.model, self.base, self.objective = model, base, objective
@@ -47,13 +51,17 @@ class CandidateModel:
         self.policy = TokenPolicy("all", sink_tokens=calibration.meta.sink_tokens)
         self.dense = dense_states(model, self.windows) if objective == "kl" else None
         self.units: dict[str, _Unit] = {}
+        start = time.perf_counter()
         begin(model, base)
         try:
             with torch.no_grad():
                 self._install(calibration)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
         except BaseException:
             densify(model)
             raise
+        self.factors_seconds = time.perf_counter() - start
 
     def close(self) -> None:
         """The dense model again."""
@@ -96,22 +104,23 @@ class CandidateModel:
         layout = sites(self.model)
         with progress(len(layout), "factors", unit="block") as bar:
             for index, block_sites in enumerate(layout):
-                statistics = calibration.block(index)
+                # Plain SVD needs none of what is gigabytes on disk.
+                statistics = calibration.block(index) if self.base.fit == "dropped" else {}
                 for site in block_sites:
                     for key in dict.fromkeys(unit_of[name] for name in site.linears):
                         unit = self.base.units[key]
                         weights = [site.linears[name].weight for name in unit.linears]
-                        factors = fitted_factors(self.base.fit, unit, weights, statistics[site.name])
+                        factors = fitted_factors(self.base.fit, unit, weights, statistics.get(site.name))
                         members = install_unit(self.model, key, unit, scaled=True)
-                        self.units[key] = _Unit(members, factors, torch.cat(weights))
+                        self.units[key] = _Unit(members, factors)
                 bar.update()
 
 
 class _Unit:
     """A unit's modules, its factors at the highest rank, and the score scales that its recipes may ask for."""
 
-    def __init__(self, members: list[RSparseLinear], factors: list[tuple[Tensor, Tensor] | None], weight: Tensor) -> None:
-        self.members, self.factors, self.weight = members, factors, weight
+    def __init__(self, members: list[RSparseLinear], factors: list[tuple[Tensor, Tensor] | None]) -> None:
+        self.members, self.factors = members, factors
         self._scales: dict[tuple[str, bool], Tensor | None] = {}
 
     def set(self, recipe: UnitRecipe) -> None:
@@ -133,8 +142,7 @@ class _Unit:
         """A hook that solves the threshold on the rows of the next pass."""
 
         def settle(module: RSparseLinear, args: tuple[Tensor, ...]) -> None:
-            rows = args[0][:, sink_tokens:].flatten(0, 1)
-            rows = rows[:: max(1, len(rows) // SETTLE_ROWS)]
+            rows = spread_rows(args[0], sink_tokens)
             module.threshold.copy_(quantile_threshold(rows, module.channel_scale, self.share))
 
         return self.members[0].register_forward_pre_hook(settle)
@@ -143,5 +151,16 @@ class _Unit:
         key = recipe.criterion, recipe.rank > 0
         if key not in self._scales:
             assert recipe.criterion != "residual_norm"  # it changes with every rank
-            self._scales[key] = criteria.channel_scale(recipe.criterion, self.weight, self.weight, recipe.rank)
+            # A copy, gone at once: kept by every unit, these were the model a second time.
+            weight = torch.cat([member.weight for member in self.members])
+            self._scales[key] = criteria.channel_scale(recipe.criterion, weight, weight, recipe.rank)
         return self._scales[key]
+
+
+def spread_rows(x: Tensor, sink_tokens: int) -> Tensor:
+    """SETTLE_ROWS rows or a few more, evenly from x [batch, tokens, in] behind the sinks: x itself, 1 GB in an 8B model's
+    MLP, is not copied."""
+    body = x.shape[1] - sink_tokens
+    count = len(x) * body
+    picked = torch.arange(0, count, max(1, count // SETTLE_ROWS), device=x.device)
+    return x[picked // body, picked % body + sink_tokens]

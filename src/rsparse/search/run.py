@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from rsparse import criteria
 from rsparse.calibration.store import Calibration
@@ -18,6 +20,7 @@ from rsparse.fingerprint import weights_sha
 from rsparse.models.layout import unit_shapes
 from rsparse.recipe import FITS, GROUPINGS, Recipe, UnitRecipe
 from rsparse.search import genome as genomes
+from rsparse.search import study as studies
 from rsparse.search.candidate import CandidateModel
 from rsparse.search.study import Done, SearchStudy, Slot
 from rsparse.sparse_model import is_sparse
@@ -65,10 +68,25 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a search took of all its workers, from the first call to the last: `seconds` are all of theirs together.
+
+    `factors_seconds` is the mean where they were made more than once, `candidate_seconds` the median over candidates that
+    ran to their end, which leaves out what only the first ones compile; `stopped`, how many did not.
+    """
+
+    candidates: int
+    stopped: int
+    seconds: float
+    factors_seconds: float
+    candidate_seconds: float
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """The fittest recipe, its fitness (mean −log p or KL, nats a token), and the best so far by generation.
 
-    `sparse_only` is the fitness of rho = 1 everywhere; `evaluations` are this worker's own.
+    `sparse_only` is the fitness of rho = 1 everywhere; `evaluations` and `seconds` are this worker's own, `cost` everybody's.
     """
 
     recipe: Recipe
@@ -77,6 +95,7 @@ class SearchResult:
     history: list[float]
     evaluations: int
     seconds: float
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -89,6 +108,24 @@ class Progress:
     best: float
     per_minute: float
     seconds_left: float
+
+
+def sampled(calibration: Calibration, samples: int) -> Tensor:
+    """The windows that judge, [samples, seq_len]: spread over the text, since neighbours come from the same few documents."""
+    return calibration.windows[np.linspace(0, len(calibration.windows) - 1, samples).round().astype(int)]
+
+
+def known_settings(calibration: Calibration, settings: SearchSettings) -> dict[str, Any]:
+    """What a study keeps of its search that is known without the model, the rows that `fit=dropped` reads included."""
+    meta = calibration.meta
+    windows = sampled(calibration, settings.samples).tolist()
+    read = f"{meta.weights_sha} {meta.sink_tokens} {meta.rows} {meta.seed} {windows}"
+    return asdict(settings) | {"calibration": f"{meta.label}, {hashlib.sha256(read.encode()).hexdigest()[:12]}"}
+
+
+def check_study(calibration: Calibration, settings: SearchSettings, storage: str, study: str = "search") -> None:
+    """Raises RSparseError where the study is of another search, so far as that shows before the model is loaded."""
+    studies.check_study(storage, study, known_settings(calibration, settings))
 
 
 def search(
@@ -125,26 +162,22 @@ class _Search:
         self.model, self.calibration, self.settings, self.report = model, calibration, settings, report
         self.shapes = unit_shapes(model, settings.grouping)
         self.groups = unit_groups(list(self.shapes))
-        # Spread over the calibration text: neighbouring windows come from the same few documents.
-        picked = np.linspace(0, len(calibration.windows) - 1, settings.samples).round().astype(int)
-        self.windows = calibration.windows[picked]
-        self.study = SearchStudy(storage, study, asdict(settings) | self._identity())
+        self.windows = sampled(calibration, settings.samples)
+        self.study = SearchStudy(storage, study, known_settings(calibration, settings) | self._identity())
         self.total = settings.population * settings.generations
         self.candidates: CandidateModel | None = None
 
     def _identity(self) -> dict[str, str | int]:
-        """What decides a fitness beside the settings, the rows that `fit=dropped` reads included."""
-        meta = self.calibration.meta
-        read = f"{meta.weights_sha} {meta.sink_tokens} {meta.rows} {meta.seed} {self.windows.tolist()}"
+        """What decides a fitness beside that."""
         return {
             "model": weights_sha(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "calibration": f"{meta.label}, {hashlib.sha256(read.encode()).hexdigest()[:12]}",
             "units": len(self.shapes),
         }
 
     def run(self) -> SearchResult:
-        self.start, self.evaluated = time.perf_counter(), 0
+        self.start = self.told = time.perf_counter()
+        self.evaluated = 0
         try:
             for generation in range(self.settings.generations):
                 while True:
@@ -166,18 +199,23 @@ class _Search:
         genome = self._genome(slot, [genes for _, genes in parents])
         # A child beyond the worst survivor cannot survive; in the first generation everyone is needed.
         worst = parents[-1][0] if parents else float("inf")
+        factors_seconds = 0.0
         try:
             with self.study.signing():
                 if self.candidates is None:
                     base = self.recipe(np.zeros(len(self.shapes)))
                     self.candidates = CandidateModel(self.model, base, self.calibration, self.windows, self.settings.objective)
+                    factors_seconds = self.candidates.factors_seconds
                     self.since = time.perf_counter(), len(done)
+                start = time.perf_counter()
                 fitness = self.candidates.evaluate(self.recipe(genome), worst)
+                stop = time.perf_counter()
         except BaseException:
             with contextlib.suppress(RSparseError):  # a storage that is gone: what went wrong first is what to tell
                 self.study.give_up()
             raise
-        self.study.tell(genome.tolist(), fitness.value, fitness.stopped)
+        self.study.tell(genome.tolist(), fitness.value, fitness.stopped, (stop - start, factors_seconds, stop - self.told))
+        self.told = stop
         self.evaluated += 1
         self._report(slot[0], self.study.done())
 
@@ -220,7 +258,20 @@ class _Search:
         best = min((each for each in done.values() if not each.stopped), key=lambda each: (each.value, each.slot))
         seconds = time.perf_counter() - self.start
         recipe = self.recipe(np.array(best.genome))
-        return SearchResult(recipe, best.value, done[0, 0].value, history, self.evaluated, seconds)
+        cost = cost_of(done.values())
+        return SearchResult(recipe, best.value, done[0, 0].value, history, self.evaluated, seconds, cost)
+
+
+def cost_of(done: Collection[Done]) -> Cost:
+    """Of all slots of a search."""
+    factors = [each.factors_seconds for each in done if each.factors_seconds]
+    return Cost(
+        candidates=len(done),
+        stopped=sum(each.stopped for each in done),
+        seconds=sum(each.elapsed for each in done),
+        factors_seconds=statistics.fmean(factors) if factors else 0.0,
+        candidate_seconds=statistics.median(each.seconds for each in done if not each.stopped),
+    )
 
 
 def unit_groups(names: list[str]) -> list[int]:

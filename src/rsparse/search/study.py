@@ -16,7 +16,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,19 @@ LEASE_SECONDS = 60.0  # without a signature, beyond what clocks of several machi
 
 @dataclass(frozen=True)
 class Done:
-    """A finished slot: its fitness, or a lower bound that failed (`stopped`)."""
+    """A finished slot: its fitness, or a lower bound that failed (`stopped`).
+
+    `seconds` are the evaluation's, `factors_seconds` of the factors where its worker had to make them for it, `elapsed` all
+    since the worker's last one, or since its start: other slots waited for and the study's own work are in it.
+    """
 
     slot: Slot
     genome: list[float]
     value: float
     stopped: bool
+    seconds: float = 0.0
+    factors_seconds: float = 0.0
+    elapsed: float = 0.0
 
 
 class SearchStudy:
@@ -57,12 +64,7 @@ class SearchStudy:
         if there is None:
             self.study.set_user_attr("settings", settings)
             return
-        for key in sorted({*there, *settings}):
-            if there.get(key) != settings.get(key):
-                raise RSparseError(
-                    f"the study {name!r} is of another search: its {key} is {there.get(key)}, here it is {settings.get(key)}; "
-                    "choose another --study or --storage"
-                )
+        _compare(name, there, settings, {*there, *settings})
 
     def done(self) -> dict[Slot, Done]:
         """Finished slots. Of two trials of one slot, which are equal, the first counts."""
@@ -71,7 +73,8 @@ class SearchStudy:
             if trial.state == TrialState.COMPLETE and trial.value is not None and "slot" in trial.user_attrs:
                 attributes = trial.user_attrs
                 slot = (int(attributes["slot"][0]), int(attributes["slot"][1]))
-                found.setdefault(slot, Done(slot, attributes["genome"], trial.value, bool(attributes["stopped"])))
+                seconds = attributes.get("seconds", ())
+                found.setdefault(slot, Done(slot, attributes["genome"], trial.value, bool(attributes["stopped"]), *seconds))
         return found
 
     def claim(self, generation: int, population: int) -> Slot | None:
@@ -112,8 +115,8 @@ class SearchStudy:
             over.set()
             thread.join()
 
-    def tell(self, genome: list[float], value: float, stopped: bool) -> None:
-        """The result of the slot claimed last."""
+    def tell(self, genome: list[float], value: float, stopped: bool, seconds: Sequence[float] = ()) -> None:
+        """The result of the slot claimed last; `seconds` are the three of `Done`."""
         if not math.isfinite(value):
             self.give_up()
             raise RSparseError(f"the fitness of candidate {self._trial.user_attrs['slot']} is {value}; the study is as it was")
@@ -121,6 +124,7 @@ class SearchStudy:
         def write() -> None:
             self._trial.set_user_attr("genome", genome)
             self._trial.set_user_attr("stopped", stopped)
+            self._trial.set_user_attr("seconds", list(seconds))
             self.study.tell(self._trial, value)
 
         self._guard("write to", write)
@@ -137,18 +141,47 @@ class SearchStudy:
         return found
 
     def _guard(self, what: str, action: Callable[[], Any]) -> Any:
-        try:
+        with _storage_errors(what):
             if what != "open" and self._file and not self._file.exists():  # a journal would go on in a new, headless file
                 raise RSparseError(f"cannot {what} the study's storage: {self._file} is gone")
             return action()
-        except RSparseError:
-            raise
-        except Exception as error:  # SQLAlchemy's, the driver's, the journal's: all mean that the storage is not there
-            found = error.__cause__ or error  # Optuna's own line guesses at a value that is too long
-            reason = (str(found).strip().splitlines() or [type(found).__name__])[0]
+
+
+def check_study(storage: str, name: str, settings: dict[str, Any]) -> None:
+    """Raises RSparseError where the study is there and is of another search by `settings`, which may be some of its own."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    file = _file(storage)
+    if file and not file.exists():
+        return
+    with _storage_errors("open"):
+        try:
+            there = optuna.load_study(storage=_storage(storage), study_name=name).user_attrs.get("settings")
+        except KeyError:  # no such study yet
+            return
+    if there is not None:
+        _compare(name, there, settings, set(settings))
+
+
+def _compare(name: str, there: dict[str, Any], here: dict[str, Any], keys: set[str]) -> None:
+    for key in sorted(keys):
+        if there.get(key) != here.get(key):
             raise RSparseError(
-                f"cannot {what} the study's storage ({reason[:200]}); what was finished is kept there"
-            ) from error
+                f"the study {name!r} is of another search: its {key} is {there.get(key)}, here it is {here.get(key)}; "
+                "choose another --study or --storage"
+            )
+
+
+@contextlib.contextmanager
+def _storage_errors(what: str) -> Iterator[None]:
+    """SQLAlchemy's, the driver's, the journal's: all mean that the storage is not there."""
+    try:
+        yield
+    except RSparseError:
+        raise
+    except Exception as error:
+        found = error.__cause__ or error  # Optuna's own line guesses at a value that is too long
+        reason = (str(found).strip().splitlines() or [type(found).__name__])[0]
+        raise RSparseError(f"cannot {what} the study's storage ({reason[:200]}); what was finished is kept there") from error
 
 
 def _holds(trial: FrozenTrial) -> bool:
