@@ -1,0 +1,168 @@
+"""The intrinsic rank of each weight: how few singular components hold how much of it.
+
+The paper explains by it why k_proj's importance is concentrated and up_proj's spread, but defines no figure. Ours, of the
+singular values σ of W [out, in] with n = min(out, in): `rank90`, the share of n components that holds 90 % of Σσ²;
+`effective_rank`, exp of the entropy of σ/Σσ, over n (Roy and Vetterli 2007); `stable_rank`, Σσ²/σ₁²; and
+`energy_at_bytes`, the share of Σσ² in the rank whose factors take a share of W's bytes: what a recipe can buy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rsparse.analysis.pictures import COLORS, finish, heat_map, kind_means, picture
+from rsparse.analysis.recipe_table import block_and_kind
+from rsparse.models.layout import sites
+from rsparse.progress import progress
+from rsparse.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BYTE_SHARES = (0.05, 0.1, 0.25, 0.5)
+CURVE = tuple(round(0.02 * step, 2) for step in range(51))  # shares of n at which the energy is kept
+
+
+@dataclass(frozen=True)
+class WeightRank:
+    """Figures of one weight; see above. `curve`: the share of Σσ² in the first components, at CURVE."""
+
+    rank90: float
+    effective_rank: float
+    stable_rank: float
+    energy_at_bytes: dict[str, float]
+    curve: list[float]
+
+
+def singular_values(weight: Tensor) -> Tensor:
+    """σ of weight [out, in], descending, in fp64: by its smaller Gram matrix, ten times as fast as an SVD."""
+    wide = weight.double()
+    wide = wide if wide.shape[0] <= wide.shape[1] else wide.T
+    return torch.linalg.eigvalsh(wide @ wide.T).flip(0).clamp_min(0).sqrt()
+
+
+def rank_of(weight: Tensor) -> WeightRank:
+    """The figures of weight [out, in]. A weight of zeros has none of its energy anywhere: all figures 0."""
+    sigma = singular_values(weight).cpu()
+    energy = sigma.square()
+    total = float(energy.sum())
+    if total == 0:
+        return WeightRank(0.0, 0.0, 0.0, {f"{share:g}": 0.0 for share in BYTE_SHARES}, [0.0] * len(CURVE))
+    held = torch.cat([energy.new_zeros(1), energy.cumsum(0) / total])  # held[r]: in the first r components
+    n = len(sigma)
+    p = sigma / sigma.sum()
+    entropy = -float(torch.special.xlogy(p, p).sum())
+    out, in_features = weight.shape
+    ranks = {share: int(share * out * in_features / (out + in_features) + 1e-9) for share in BYTE_SHARES}
+    return WeightRank(
+        rank90=int((held < 0.9 - 1e-12).sum()) / n,
+        effective_rank=float(np.exp(entropy)) / n,
+        stable_rank=total / float(energy[0]),
+        energy_at_bytes={f"{share:g}": float(held[min(rank, n)]) for share, rank in ranks.items()},
+        curve=[float(held[round(share * n)]) for share in CURVE],
+    )
+
+
+@torch.no_grad()
+def ranks(model: PreTrainedModel) -> dict[str, WeightRank]:
+    """By linear's full name, in the model's order."""
+    linears = {name: linear for block in sites(model) for site in block for name, linear in site.linears.items()}
+    found = {}
+    with progress(len(linears), "analyze", unit="weight") as bar:
+        for name, linear in linears.items():
+            found[name] = rank_of(linear.weight)
+            bar.update()
+    return found
+
+
+def rho_of(recipe: Recipe) -> dict[str, float]:
+    """rho by linear: that of its unit."""
+    return {name: unit.rho for unit in recipe.units.values() for name in unit.linears}
+
+
+def rank_correlation(a: Mapping[str, float], b: Mapping[str, float]) -> float | None:
+    """Spearman's over the names of both; None where one of them does not vary."""
+    names = [name for name in a if name in b]
+    x, y = (_places(np.array([values[name] for name in names])) for values in (a, b))
+    if len(names) < 2 or x.std() == 0 or y.std() == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _places(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Ranks from 0; equal values share their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
+
+
+def summary(found: Mapping[str, WeightRank], rho: Mapping[str, float] | None) -> dict[str, Any]:
+    """Means by kind, in how many blocks k_proj is below up_proj, and the correlation with a recipe's rho."""
+    rank90 = {name: each.rank90 for name, each in found.items()}
+    effective = {name: each.effective_rank for name, each in found.items()}
+    tenth = {name: each.energy_at_bytes["0.1"] for name, each in found.items()}
+    blocks: dict[int, dict[str, float]] = {}
+    for name, value in rank90.items():
+        block, kind = block_and_kind(name)
+        blocks.setdefault(block, {})[kind.rpartition(".")[2]] = value
+    both = [row for row in blocks.values() if {"k_proj", "up_proj"} <= set(row)]
+    result: dict[str, Any] = {"rank90": kind_means(rank90), "effective_rank": kind_means(effective)}
+    result |= {"energy_at_a_tenth_of_bytes": kind_means(tenth)}
+    result |= {"blocks_with_k_below_up": sum(row["k_proj"] < row["up_proj"] for row in both), "blocks": len(both)}
+    return result if rho is None else result | {"rho_rank_correlation": rank_correlation(rho, rank90)}
+
+
+def lines(found: Mapping[str, WeightRank], rho: Mapping[str, float] | None) -> list[str]:
+    """What to see, and whether k_proj is of lower rank than up_proj."""
+    told = summary(found, rho)
+    by_rank = sorted(told["rank90"].items(), key=lambda pair: pair[1])
+    low, high = by_rank[0], by_rank[-1]
+    tenth = told["energy_at_a_tenth_of_bytes"]
+    k, up, below, of = (
+        told["rank90"].get("k_proj"),
+        told["rank90"].get("up_proj"),
+        told["blocks_with_k_below_up"],
+        told["blocks"],
+    )
+    text = [
+        f"90 % of a weight's energy takes from {low[1]:.0%} of its components ({low[0]}) to {high[1]:.0%} ({high[0]}), mean "
+        f"over the blocks; a tenth of the bytes buys {min(tenth.values()):.0%} to {max(tenth.values()):.0%} of the energy"
+    ]
+    if k is not None and up is not None:
+        verdict = "holds" if below > of / 2 and k < up else "does not hold"
+        text.append(
+            f"claim: k_proj's rank is lower than up_proj's: {verdict} here ({k:.0%} against {up:.0%}, {below} of {of} blocks)"
+        )
+    if rho is not None:
+        value = told["rho_rank_correlation"]
+        said = "none can be told: one of them does not vary" if value is None else f"{value:+.2f} (positive: low rank, low rho)"
+        text.append(f"rank correlation of the recipe's rho with it: {said}")
+    return text
+
+
+def plot(found: Mapping[str, WeightRank], rho: Mapping[str, float] | None, title: str, path: Path) -> None:
+    """rank90 by block and kind; the spectra's energy by kind; with a recipe its rho, and rho over rank90."""
+    rows = 1 if rho is None else 2
+    kinds = list(kind_means({name: each.rank90 for name, each in found.items()}))
+    with picture(path, rows, 2, (11.5, 3.6 * rows), title, width_ratios=[1.5, 1]) as (figure, axes):
+        rank90 = {name: each.rank90 for name, each in found.items()}
+        heat_map(figure, axes[0, 0], rank90, "share of the components that hold 90 % of the energy", low=0, high=1)
+        for color, kind in zip(COLORS, kinds, strict=False):
+            curves = [each.curve for name, each in found.items() if name.endswith(f".{kind}")]
+            axes[0, 1].plot(CURVE, np.mean(curves, axis=0), color=color, label=kind, linewidth=1.2)
+        axes[0, 1].axhline(0.9, color="black", linestyle=":", linewidth=1)
+        finish(axes[0, 1], "share of the components", "share of the energy", "energy held, mean over the blocks")
+        if rho is None:
+            return
+        heat_map(figure, axes[1, 0], rho, "the recipe's rho", low=0, high=1)
+        for color, kind in zip(COLORS, kinds, strict=False):
+            names = [name for name in rank90 if name.endswith(f".{kind}") and name in rho]
+            axes[1, 1].scatter([rank90[n] for n in names], [rho[n] for n in names], s=12, color=color, label=kind, alpha=0.7)
+        finish(axes[1, 1], "share of the components for 90 %", "rho", "rho over rank, a dot a weight")
