@@ -17,10 +17,10 @@ ROOT = Path(rsparse.__file__).parent
 # Highest first. A package counts as a whole; imports within a level are fine.
 LEVELS = [
     ["cli", "__main__"],
-    ["integrations", "evaluation", "analysis", "benchmark"],
+    ["integrations", "evaluation", "analysis", "benchmark", "testing"],
     ["methods"],
     ["search", "compensation", "checkpoint", "runtime", "conversion"],
-    ["sparse_linear", "sparse_model", "bytes_read", "calibration", "models", "losses", "settle"],
+    ["sparse_linear", "sparse_model", "gated", "bytes_read", "calibration", "models", "losses", "settle"],
     ["criteria", "lowrank", "ops", "row_policy", "meter"],
     ["recipe", "schema", "token_policy", "atomic", "errors", "progress", "fingerprint", "records", "quiet", "shards"],
 ]

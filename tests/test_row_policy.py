@@ -262,3 +262,35 @@ def test_generate_decodes_sparsely(watched, kind, cache):
     else:
         assert torch.equal(prompt & LEFT, rows("...xxx", ".xxxxx"))
     assert all(sparse is True or bool(sparse.all()) for sparse in later)
+
+
+# ---- what methods that watch a prompt ask
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gemma3_text", "mistral", "qwen3"])
+def test_padding_is_known_from_a_mask_that_generate_made_ahead(model_type):
+    """A static cache makes it in four dimensions, gemma2's in floats, others by layer type or of sliding windows alone."""
+    model, policy, seen = tiny_model(model_type), RowPolicy(), []
+    policy.attach(model)
+    model.base_model.register_forward_hook(lambda *_: seen.append((policy.past, policy.valid)))
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "cache_implementation": "static"}
+    with policy.using(TokenPolicy("decode")):
+        model.generate(token_ids(2, 6), attention_mask=LEFT.long(), disable_compile=True, **options)
+    assert [past for past, _ in seen] == [0, 6, 7]
+    assert torch.equal(seen[0][1], LEFT)
+
+
+def test_dense_rows():
+    policy = RowPolicy(TokenPolicy("decode", sink_tokens=0))
+    shape = torch.Size((2, 6))
+    policy.set_rows((2, 6))
+    assert torch.equal(policy.dense_rows(shape, None), rows("xxxxxx", "xxxxxx"))
+    policy.set_rows((2, 6), attention_mask=LEFT.long())
+    assert torch.equal(policy.dense_rows(shape, None), LEFT)
+    with policy.using(TokenPolicy("decode", sink_tokens=0), torch.tensor([1, 3])):
+        policy.set_rows((2, 6), attention_mask=LEFT.long())
+    assert torch.equal(policy.dense_rows(shape, None), LEFT & ~policy.sparse)
+    assert policy.dense_rows(shape, None).sum(-1).tolist() == [1, 3]
+    policy.set_rows((2, 1), past=6)
+    assert policy.past == 6
+    assert policy.dense_rows(torch.Size((2, 1)), None) is None

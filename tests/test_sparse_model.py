@@ -9,15 +9,25 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from rsparse.bytes_read import bytes_per_token
 from rsparse.conversion import sparsify
 from rsparse.errors import RSparseError
 from rsparse.fingerprint import weights_sha
 from rsparse.ops import reference
 from rsparse.sparse_linear import RSparseLinear
-from rsparse.sparse_model import densify, is_sparse, measuring, set_backend, set_thresholds, state, unit_members
+from rsparse.sparse_model import (
+    achieved_sparsity,
+    densify,
+    is_sparse,
+    measuring,
+    set_backend,
+    set_thresholds,
+    state,
+    unit_members,
+)
 from rsparse.token_policy import TokenPolicy
 from tests.support.models import tiny_model, token_ids
-from tests.support.recipes import FITS, LAYOUTS, TYPES, calibration_of, sparse_of, uniform
+from tests.support.recipes import FITS, LAYOUTS, TYPES, calibration_of, sparse_of, uniform, with_vectors
 from tests.support.tolerance import assert_close_rms, relative_rms
 
 every_kind = pytest.mark.parametrize(
@@ -251,6 +261,47 @@ def test_a_bf16_model_is_near_its_fp32_self_where_no_threshold_is_near():
         expected = (x * m) @ W.T + (x * (1 - m)) @ V @ U.T
     assert y.dtype == torch.bfloat16
     assert_close_rms(y, expected, torch.bfloat16)
+
+
+# ---- compensation
+
+
+@pytest.mark.parametrize(("grouping", "stacked"), LAYOUTS)
+def test_vectors_cost_sparsity_and_bytes(grouping, stacked):
+    """out numbers for each linear, whatever the unit keeps: [48 + 24 + 24 + 48 + 80 + 80 + 48] a block."""
+    model, ids = fresh(grouping=grouping, stacked=stacked), token_ids(2, 12)
+    found = []
+    for _ in range(2):
+        with measuring(model) as meter:
+            logits(model, ids)
+        total, by_unit = achieved_sparsity(model, meter)
+        found.append((total, by_unit, bytes_per_token(model, by_unit)))
+        if len(found) == 1:
+            with_vectors(model)
+            for members in unit_members(model).values():
+                for member in members:
+                    member.compensation.zero_()
+    (total, by_unit, size), (total_after, by_unit_after, size_after) = found
+    numbers, weights = 2 * 352, 2 * 48 * (48 + 24 + 24 + 48 + 80 + 80 + 80)
+    assert total - total_after == pytest.approx(numbers / weights, rel=1e-9)
+    assert size_after - size == pytest.approx(4 * numbers, abs=1)  # each is rounded
+    for name, unit in state(model).recipe.units.items():
+        assert by_unit[name] - by_unit_after[name] == pytest.approx(1 / unit.in_features, rel=1e-9)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_densify_and_policy_dense_know_no_vectors(model_type):
+    original, ids, model = tiny_model(model_type), token_ids(3, 9), fresh(model_type)
+    plain = logits(model, ids)
+    with_vectors(model)
+    assert relative_rms(logits(model, ids), plain) > 0.1
+    with state(model).policy.using(TokenPolicy("dense")):
+        assert torch.equal(logits(model, ids), logits(original, ids))
+    with state(model).policy.using(TokenPolicy("all", sink_tokens=9)):
+        assert torch.equal(logits(model, ids), logits(original, ids))
+    densify(model)
+    assert torch.equal(logits(model, ids), logits(original, ids))
+    assert list(model.state_dict()) == list(original.state_dict())
 
 
 # ---- refusals

@@ -9,13 +9,16 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Calibration": "rsparse.calibration",
+    "FitSettings": "rsparse.compensation",
     "RSparseConfig": "rsparse.checkpoint",
     "RSparseError": "rsparse.errors",
     "Recipe": "rsparse.recipe",
     "TokenPolicy": "rsparse.token_policy",
     "UnitRecipe": "rsparse.recipe",
     "calibrate": "rsparse.calibration",
+    "compensate": "rsparse.compensation",
     "densify": "rsparse.sparse_model",
+    "fit_windows": "rsparse.compensation",
     "from_pretrained": "rsparse.checkpoint",
     "make_recipe": "rsparse.methods",
     "save_pretrained": "rsparse.checkpoint",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rsparse.models.layout import linear_weights, sites
-from rsparse.sparse_model import is_sparse, state, unit_members
+from rsparse.sparse_model import is_sparse, state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,15 +21,14 @@ def dense_bytes_per_token(model: PreTrainedModel) -> int:
 
 
 def bytes_per_token(model: PreTrainedModel, sparsity_by_unit: Mapping[str, float]) -> int:
-    """The same with each unit's kept channels, low-rank factors, compensation and score scale in place of its weight.
+    """The same with what each unit reads in place of its weights: kept channels, low-rank factors, compensation, score scale.
 
     `sparsity_by_unit` is what a SparsityMeter measured.
     """
     total = dense_bytes_per_token(model)
     if not is_sparse(model):
         return total
-    size = next(model.parameters()).element_size()
-    units = state(model).recipe.units
-    saved = sum(share * units[name].size for name, share in sparsity_by_unit.items()) * size
-    scales = [members[0].channel_scale for members in unit_members(model).values()]
-    return round(total - saved) + sum(scale.nbytes for scale in scales if scale is not None)
+    size, found = next(model.parameters()).element_size(), state(model)
+    sizes = found.unit_sizes()
+    saved = sum(share * sizes[name] for name, share in sparsity_by_unit.items()) * size
+    return round(total - saved) + found.extra_bytes(model)

@@ -13,7 +13,10 @@ from torch import Tensor
 from rsparse import criteria
 from rsparse.calibration.histogram import lookup_threshold, solve_threshold
 from rsparse.calibration.store import Calibration, SiteStatistics
+from rsparse.calibration.windows import spread
 from rsparse.errors import RSparseError
+from rsparse.gated.model import install
+from rsparse.gated.plan import GatedPlan
 from rsparse.lowrank import fit_to_dropped, truncated_svd
 from rsparse.models.layout import Site, sites
 from rsparse.models.stepper import BlockStepper
@@ -25,6 +28,7 @@ from rsparse.sparse_model import (
     begin,
     densify,
     install_unit,
+    recipe_state,
     set_thresholds,
     state,
     unit_members,
@@ -39,7 +43,7 @@ SETTLE_TOKENS = 8192
 
 def sparsify(
     model: PreTrainedModel,
-    recipe: Recipe,
+    recipe: Recipe | GatedPlan,
     calibration: Calibration | None = None,
     *,
     settle_tokens: int = SETTLE_TOKENS,
@@ -51,16 +55,18 @@ def sparsify(
     Each unit gets its low-rank factors and score scale; then, with everything before it already sparse, its
     threshold is solved for the asked budget on `settle_tokens` of the calibration's windows. settle_tokens
     = 0 looks thresholds up in the dense model's histograms instead. Without a calibration the recipe must
-    hold its thresholds and fit by plain SVD. On any error the model is dense again.
+    hold its thresholds and fit by plain SVD. A plan for gated MLPs replaces those as a whole; its thresholds are solved in
+    the same way. On any error the model is dense again.
     """
     if settle_tokens < 0:
         raise RSparseError(f"settle_tokens must be 0 (look thresholds up) or more, got {settle_tokens}")
+    if isinstance(recipe, GatedPlan):
+        return install(model, recipe, calibration, settle_tokens=settle_tokens, backend=backend)
     if calibration is None and needs_calibration(recipe):
         raise RSparseError(
             "this recipe needs a calibration: its thresholds are not solved, or its low-rank factors are fitted to data"
         )
-    if any(unit.compensated for unit in recipe.units.values()):
-        raise RSparseError("this recipe is a compensated model's: its vectors are in that checkpoint, not in the recipe")
+    check_uncompensated(recipe)
     begin(model, recipe, backend)
     try:
         for unit in recipe.units.values():
@@ -73,6 +79,12 @@ def sparsify(
         densify(model)
         raise
     return model
+
+
+def check_uncompensated(recipe: Recipe) -> None:
+    """Raises RSparseError for the recipe of a compensated model, which is half of it."""
+    if any(unit.compensated for unit in recipe.units.values()):
+        raise RSparseError("this recipe is a compensated model's: its vectors are in that checkpoint, not in the recipe")
 
 
 def needs_calibration(recipe: Recipe) -> bool:
@@ -88,10 +100,7 @@ class _Sparsifier:
         self.device = next(model.parameters()).device
         self.windows: Tensor | None = None
         if calibration is not None and settle_tokens > 0 and not recipe.settled:
-            count = max(1, settle_tokens // calibration.meta.seq_len)
-            # Spread over the calibration text: neighbouring windows come from the same few documents.
-            picked = torch.linspace(0, len(calibration.windows) - 1, min(count, len(calibration.windows))).round().long()
-            self.windows = calibration.windows[picked.unique()].to(self.device)
+            self.windows = spread(calibration.windows, settle_tokens // calibration.meta.seq_len).to(self.device)
         self.thresholds: dict[str, float] = {}
 
     def run(self) -> None:
@@ -115,7 +124,7 @@ class _Sparsifier:
                 bar.update()
         set_thresholds(self.model, self.thresholds)
         if self.calibration is not None and self.thresholds:
-            found = state(self.model)
+            found = recipe_state(self.model)
             found.recipe = dataclasses.replace(found.recipe, calibration=self.calibration.meta.label)
 
     def _install(self, key: str, site: Site, statistics: SiteStatistics | None, hooks: ExitStack) -> None:
@@ -200,7 +209,7 @@ def _padded(factor: Tensor, rank: int, dtype: torch.dtype) -> Tensor:
 
 def relevel(model: PreTrainedModel, calibration: Calibration, levels: Mapping[str, float]) -> None:
     """Move units to other kept shares by looked-up thresholds, factors and scales as they are."""
-    found = state(model)
+    found = recipe_state(model)
     place = {name: (index, site.name) for index, block in enumerate(sites(model)) for site in block for name in site.linears}
     thresholds = {}
     for key, members in unit_members(model).items():

@@ -213,4 +213,7 @@ class Recipe:
         content = {
             name: value for name, value in self.to_dict().items() if name not in ("model", "calibration", "compensation")
         }
+        for unit in content["units"].values():
+            if not unit["compensated"]:  # so that records of before there was one keep their names
+                del unit["compensated"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,14 +20,15 @@ class RowPolicy:
     """Which rows of the current forward pass are sparse; every sparse linear of a model holds the same one.
 
     `sparse` is True (all rows), False (none) or a bool [batch, tokens]. `valid` is None or a bool
-    [batch, tokens], False on padding. Positions count a sequence's own tokens: the sink is the first one
-    that is not padding, on whichever side the padding is.
+    [batch, tokens], False on padding. `past` counts the cached tokens before the call. Positions count a sequence's
+    own tokens: the sink is the first one that is not padding, on whichever side the padding is.
     """
 
     def __init__(self, token_policy: TokenPolicy | None = None) -> None:
         self.token_policy = token_policy or TokenPolicy()
         self.sparse: bool | Tensor = True
         self.valid: Tensor | None = None
+        self.past = 0
         self._prompt_lengths: Tensor | None = None
         self._lengths: Tensor | None = None
         self._counted: tuple[Tensor | None, int | Tensor] | None = None
@@ -40,6 +41,13 @@ class RowPolicy:
             mask = None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
             self._counted = mask, shape.numel() if mask is None else mask.sum()
         return self._counted
+
+    def dense_rows(self, shape: torch.Size, device: torch.device) -> Tensor | None:
+        """Which rows [batch, tokens] of the call are dense and no padding; None where all are sparse."""
+        if self.sparse is True:
+            return None
+        dense = ~self.sparse if isinstance(self.sparse, Tensor) else torch.ones(shape, dtype=torch.bool, device=device)
+        return dense if self.valid is None else dense & self.valid
 
     def attach(self, model: PreTrainedModel) -> None:
         """Watch the calls of `model`'s decoder stack."""
@@ -72,17 +80,19 @@ class RowPolicy:
         device: torch.device | None = None,
     ) -> None:
         """Decide for a call of `shape` = (batch, tokens) that follows `past` cached tokens."""
-        self._counted = None
+        self._counted, self.past = None, past
         tokens = shape[1]
         policy, kind = self.token_policy, self.token_policy.kind
         self.valid = None
-        # A causal mask that generate() made ahead, in four dimensions or by layer type, says nothing of padding.
+        # A causal mask that generate() made ahead, in four dimensions or by layer type, tells no positions.
         mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
         if mask is not None:
             # A static cache's mask may be longer than what has been seen so far.
             self.valid = mask[:, past : past + tokens].bool()
         elif self._lengths is not None:
             self.valid = past + torch.arange(tokens, device=self._lengths.device) < self._lengths.unsqueeze(-1)
+        elif past == 0:
+            self.valid = _seeing_themselves(attention_mask, tokens)
         if kind == "dense" or (kind == "decode" and self._prompt_lengths is None and (past == 0 or tokens > 1)):
             self.sparse = False
             return
@@ -126,3 +136,14 @@ class RowPolicy:
             position_ids=kwargs.get("position_ids"),
             device=inputs.device,
         )
+
+
+def _seeing_themselves(mask: Any, tokens: int) -> Tensor | None:
+    """Which of a prompt's tokens are no padding, [batch, tokens], by a causal mask [batch, 1, tokens, keys] or a mapping of
+    such by layer type; None where it is neither. Padding attends to nothing, other tokens to themselves in every kind of layer.
+    """
+    first = next(iter(mask.values()), None) if isinstance(mask, Mapping) else mask
+    if not isinstance(first, Tensor) or first.dim() != 4 or first.shape[-2] != tokens or first.shape[-1] < tokens:
+        return None
+    own = first[:, 0, :, :tokens].diagonal(dim1=-2, dim2=-1)
+    return own if own.dtype == torch.bool else own == 0

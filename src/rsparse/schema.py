@@ -42,5 +42,7 @@ _JSON_TYPES: dict[Any, Any] = {
     "tuple[str, ...]": (list, tuple),
     "Mapping[str, UnitRecipe]": dict,
     "Mapping[str, int]": dict,
+    "Mapping[str, float] | None": (dict, type(None)),
+    "int | None": (int, type(None)),
 }
 _ITEM_TYPES: dict[Any, type] = {"tuple[int, ...]": int, "tuple[str, ...]": str}

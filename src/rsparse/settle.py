@@ -11,7 +11,7 @@ from torch import Tensor
 from rsparse.calibration.histogram import quantile_threshold, solve_threshold
 from rsparse.losses import hidden_states, window_batches
 from rsparse.sparse_linear import RSparseLinear
-from rsparse.sparse_model import set_thresholds, state, unit_members
+from rsparse.sparse_model import recipe_state, set_thresholds, state, unit_members
 from rsparse.token_policy import TokenPolicy
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def settle(model: PreTrainedModel, windows: Tensor, sink_tokens: int, shares: Ma
     `shares` by unit name; those of the recipe unless given. One forward pass: a unit's threshold is solved on its input as
     that arrives. Windows beyond one batch of `losses.batch_tokens` are left out.
     """
-    found = state(model)
+    found = recipe_state(model)
     shares = shares or {name: found.recipe.units[name].kept_share for name in unit_members(model)}
     solved: dict[str, float] = {}
 

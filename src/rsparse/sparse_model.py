@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
@@ -22,18 +23,124 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass
-class SparseState:
-    """What a sparse model carries beside its modules."""
+class Measured(Protocol):
+    """A module, or the like, that counts what its sparse rows keep while it has a meter."""
 
-    recipe: Recipe
-    ops: Backend
-    policy: RowPolicy = field(default_factory=RowPolicy)
+    meter: SparsityMeter | None
+
+
+class SparseState(ABC):
+    """What a sparse model carries beside its modules; a kind of sparse model is a class of it.
+
+    A unit is what keeps or drops as one, and has its place in the meter.
+    """
+
+    def __init__(self) -> None:
+        self.policy = RowPolicy()
+
+    @property
+    @abstractmethod
+    def method(self) -> str:
+        """Name of the method that made it."""
+
+    @property
+    @abstractmethod
+    def backend(self) -> str:
+        """Name of the backend that runs, also where `auto` chose it."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What a record's config says of it: `method`, `sparsity` (asked), `recipe_sha`, `calibration` and more."""
+
+    @abstractmethod
+    def levels(self) -> dict[str, float]:
+        """Asked sparsity by kind of unit, the mean over the blocks."""
+
+    @abstractmethod
+    def measured(self, model: PreTrainedModel) -> Sequence[Measured]:
+        """What a meter is given to, one for each unit that drops something."""
+
+    @abstractmethod
+    def unit_sizes(self) -> Mapping[str, int]:
+        """Weights of each unit's linears."""
+
+    @abstractmethod
+    def sparsity_by_unit(self, meter: SparsityMeter) -> dict[str, float]:
+        """Share of each unit's weights that its sparse rows did not read, all that is read instead counted."""
+
+    def extra_bytes(self, model: PreTrainedModel) -> int:
+        """Bytes that a sparse row reads beside weights and what `sparsity_by_unit` counts."""
+        return 0
+
+    @abstractmethod
+    def put_back(self, model: PreTrainedModel) -> None:
+        """Give the model its own modules again."""
+
+
+class RecipeState(SparseState):
+    """A model whose linears are sparse as a recipe says."""
+
+    def __init__(self, recipe: Recipe, ops: Backend) -> None:
+        super().__init__()
+        self.recipe, self.ops = recipe, ops
+
+    @property
+    def method(self) -> str:
+        return self.recipe.method
 
     @property
     def backend(self) -> str:
-        """Name of the backend that runs, also where `auto` chose it."""
         return self.ops.name
+
+    def config(self) -> dict[str, Any]:
+        recipe = self.recipe
+        units = list(recipe.units.values())
+        read = max(1.0, sum((1 - unit.sparsity) * unit.size for unit in units))
+        return {
+            "method": recipe.method,
+            "sparsity": round(recipe.sparsity, 6),
+            "rho": sorted({unit.rho for unit in units}),
+            "criterion": sorted({unit.criterion for unit in units}),
+            "grouping": recipe.grouping,
+            "fit": recipe.fit,
+            "rank_share": round(sum(unit.lowrank_size for unit in units) / read, 6),
+            "recipe_sha": recipe.sha(),
+            "calibration": recipe.calibration,
+            "compensation": recipe.compensation,
+        }
+
+    def levels(self) -> dict[str, float]:
+        """By `q_proj` and the like, or `gate_up` in groups."""
+        levels: dict[str, list[float]] = {}
+        for name, unit in self.recipe.units.items():
+            levels.setdefault(name.rpartition(".")[2], []).append(unit.sparsity)
+        return {kind: round(sum(values) / len(values), 4) for kind, values in levels.items()}
+
+    def measured(self, model: PreTrainedModel) -> list[RSparseLinear]:
+        return [members[0] for members in unit_members(model).values()]
+
+    def unit_sizes(self) -> dict[str, int]:
+        return {name: unit.size for name, unit in self.recipe.units.items()}
+
+    def sparsity_by_unit(self, meter: SparsityMeter) -> dict[str, float]:
+        units = self.recipe.units
+        kept = {name: meter.kept_share(name) for name in units}
+        return {
+            name: 1 - share - units[name].fixed_size / units[name].size for name, share in kept.items() if share is not None
+        }
+
+    def extra_bytes(self, model: PreTrainedModel) -> int:
+        """The score scales."""
+        scales = [members[0].channel_scale for members in unit_members(model).values()]
+        return sum(scale.nbytes for scale in scales if scale is not None)
+
+    def put_back(self, model: PreTrainedModel) -> None:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, RSparseLinear):
+                linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+                linear.weight, linear.bias = module.weight, module.bias
+                linear.train(module.training)
+                model.set_submodule(name, linear)
 
 
 def is_sparse(model: PreTrainedModel) -> bool:
@@ -46,6 +153,25 @@ def state(model: PreTrainedModel) -> SparseState:
         raise RSparseError("this model is dense; sparsify it first")
     found: SparseState = model.rsparse  # type: ignore[assignment]
     return found
+
+
+def recipe_state(model: PreTrainedModel) -> RecipeState:
+    """Raises RSparseError on a dense model, and on one that is sparse in another way than a recipe's."""
+    found = state(model)
+    if not isinstance(found, RecipeState):
+        raise RSparseError(
+            f"this model was made by {found.method}, which is no recipe for its linears: it can be evaluated and can "
+            "generate text, but neither saved, compensated nor tuned"
+        )
+    return found
+
+
+def claim(model: PreTrainedModel, found: SparseState) -> None:
+    """Make `model` a sparse one with that state; its modules are the caller's. Raises RSparseError where it is sparse."""
+    if is_sparse(model):
+        raise RSparseError("this model is sparse already; densify it first")
+    found.policy.attach(model)
+    model.rsparse = found  # type: ignore[assignment]
 
 
 def check_recipe(model: PreTrainedModel, recipe: Recipe) -> None:
@@ -69,22 +195,20 @@ def check_recipe(model: PreTrainedModel, recipe: Recipe) -> None:
             raise RSparseError(f"recipe unit {name} does not match grouping {recipe.grouping!r}")
 
 
-def begin(model: PreTrainedModel, recipe: Recipe, backend: str = "auto") -> SparseState:
+def begin(model: PreTrainedModel, recipe: Recipe, backend: str = "auto") -> RecipeState:
     """Make `model` one that can take sparse units. Raises RSparseError where it cannot."""
     if is_sparse(model):
         raise RSparseError("this model is sparse already; densify it first")
     check_recipe(model, recipe)
     weight = next(model.parameters())
-    ops = dispatch.resolve(backend, weight.device, weight.dtype)
-    found = SparseState(recipe, ops)
-    found.policy.attach(model)
-    model.rsparse = found  # type: ignore[assignment]
+    found = RecipeState(recipe, dispatch.resolve(backend, weight.device, weight.dtype))
+    claim(model, found)
     return found
 
 
 def install_unit(model: PreTrainedModel, name: str, unit: UnitRecipe, *, scaled: bool) -> list[RSparseLinear]:
     """Replace the unit's linears by sparse ones with empty factors. The first one leads: it holds what all share."""
-    found = state(model)
+    found = recipe_state(model)
     members: list[RSparseLinear] = []
     for linear_name, rank in zip(unit.linears, unit.linear_ranks, strict=True):
         linear = model.get_submodule(linear_name)
@@ -111,7 +235,7 @@ def unit_members(model: PreTrainedModel) -> dict[str, list[RSparseLinear]]:
 
 def set_thresholds(model: PreTrainedModel, thresholds: Mapping[str, float]) -> None:
     """Set thresholds in the model and in its recipe."""
-    found = state(model)
+    found = recipe_state(model)
     members = unit_members(model)
     for name, value in thresholds.items():
         if name in members:
@@ -121,19 +245,14 @@ def set_thresholds(model: PreTrainedModel, thresholds: Mapping[str, float]) -> N
 
 def replace_units(model: PreTrainedModel, units: Mapping[str, UnitRecipe], **labels: str) -> None:
     """Other units and labels in the model's recipe; its modules are the caller's."""
-    found = state(model)
+    found = recipe_state(model)
     found.recipe = replace(found.recipe, units=units, **labels)  # type: ignore[arg-type]
 
 
 def densify(model: PreTrainedModel) -> PreTrainedModel:
     """Back to the dense model, in place, bit for bit: W was never touched."""
     found = state(model)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, RSparseLinear):
-            linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-            linear.weight, linear.bias = module.weight, module.bias
-            linear.train(module.training)
-            model.set_submodule(name, linear)
+    found.put_back(model)
     found.policy.detach()
     del model.rsparse
     model.config.__dict__.pop("quantization_config", None)
@@ -145,9 +264,9 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def measuring(model: PreTrainedModel) -> Iterator[SparsityMeter]:
-    """Count kept channels in every unit while the block runs."""
+    """Count what every unit keeps while the block runs."""
     meter = SparsityMeter()
-    firsts = [members[0] for members in unit_members(model).values()] if is_sparse(model) else []
+    firsts = state(model).measured(model) if is_sparse(model) else []
     for module in firsts:
         module.meter = meter
     try:
@@ -159,18 +278,14 @@ def measuring(model: PreTrainedModel) -> Iterator[SparsityMeter]:
 
 def achieved_sparsity(model: PreTrainedModel, meter: SparsityMeter) -> tuple[float, dict[str, float]]:
     """Measured sparsity in total and by unit: 1 − (kept weights + factors + vectors) / all weights of all blocks' linears."""
-    by_unit, saved = {}, 0.0
-    for name, unit in state(model).recipe.units.items():
-        kept = meter.kept_share(name)
-        if kept is not None:
-            by_unit[name] = 1 - kept - unit.fixed_size / unit.size
-            saved += by_unit[name] * unit.size
-    return saved / linear_weights(model), by_unit
+    found = state(model)
+    by_unit, sizes = found.sparsity_by_unit(meter), found.unit_sizes()
+    return sum(share * sizes[name] for name, share in by_unit.items()) / linear_weights(model), by_unit
 
 
 def set_backend(model: PreTrainedModel, backend: str) -> None:
     """Choose another backend for the ops. Raises RSparseError where it cannot run here."""
-    found, weight = state(model), next(model.parameters())
+    found, weight = recipe_state(model), next(model.parameters())
     found.ops = dispatch.resolve(backend, weight.device, weight.dtype)
     for members in unit_members(model).values():
         for member in members:

@@ -15,7 +15,7 @@ from rsparse.conversion import sparsify
 from rsparse.errors import RSparseError
 from rsparse.evaluation.perplexity import evaluate
 from rsparse.methods import MethodSpec, make_recipe
-from rsparse.sparse_model import is_sparse
+from rsparse.sparse_model import begin, is_sparse
 from rsparse.token_policy import TokenPolicy
 from tests.benchmark.benches import ALL, DECODE, SEQ_LEN, Bench, grid, settings
 from tests.support.models import text_file, tiny_model, tiny_tokenizer
@@ -181,7 +181,7 @@ def test_dense_states_are_made_once_and_dropped_where_there_is_no_room(files, mo
 def test_levels_by_kind():
     model = tiny_model("llama")
     recipe = make_recipe(model, "nncf", 0.3)
-    levels = workbench.mean_levels(recipe)
+    levels = begin(model, recipe).levels()
     assert set(levels) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert levels["q_proj"] == 0
     assert levels["down_proj"] > levels["up_proj"] > 0

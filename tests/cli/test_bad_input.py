@@ -41,6 +41,8 @@ def test_rho_out_of_range(value):
     [
         (["--sparsity", "half"], "half"),
         (["--sparsity", "0.5", "--method", "magic"], "'magic'"),
+        (["--sparsity", "0.3", "--method", "cats"], "method cats is no recipe"),
+        (["--sparsity", "0.3", "--method", "griffin+compensate"], "method griffin is no recipe"),
         (["--sparsity", "0.5", "--criterion", "taste"], "'taste'"),
         (["--sparsity", "0.5", "--grouping", "heap"], "'heap'"),
         (["--sparsity", "0.5", "--fit", "tight"], "'tight'"),

@@ -212,5 +212,15 @@ def test_refused_by_model_or_text(here, words, says):
 
 def test_a_compensated_recipe_alone_makes_no_model(done, here):
     good("show", done[0] / "new", "--save", "r.json")
-    bad("its vectors are in that checkpoint", "sparsify", "dense", "--recipe", "r.json", "--calibration", "calibration", "-o", "new")
+    bad(
+        "its vectors are in that checkpoint",
+        "sparsify",
+        "dense",
+        "--recipe",
+        "r.json",
+        "--calibration",
+        "calibration",
+        "-o",
+        "new",
+    )
     assert not (here / "new").exists()

@@ -35,7 +35,7 @@ def _no_model(here, monkeypatch):
         (["--sparsity", "1"], "sparsity must be in [0, 1), got 1.0"),
         (["--sparsity=-0.1"], "sparsity must be in [0, 1), got -0.1"),
         (["--sparsity", "nan"], "sparsity must be in [0, 1), got nan"),
-        (["--sparsity", "0.5", "--method", "magic"], "method 'magic' is unknown; choose one of dense, "),
+        (["--sparsity", "0.5", "--method", "magic"], "method 'magic' is unknown; choose one of cats, "),
         (["--sparsity", "0.5", "--method", "_uniform"], "method '_uniform' is unknown"),
         (["--sparsity", "0.5", "--criterion", "taste"], "criterion 'taste' is unknown; choose one of "),
         (["--sparsity", "0.5", "--grouping", "heap"], "grouping must be one of linear, group, got 'heap'"),

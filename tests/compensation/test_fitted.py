@@ -176,6 +176,8 @@ def levels_of(fitted, levels):
         [0.3, 0.5, 0.6, 0.7, 0.4, 0.8, 0.2, 0.45],
         [-0.3, 0.4, 0.5, 0.6, 0.5, 0.4, 0.6, 0.5],
         [0.4, 0.5, 0.6, 1.2, 0.5, 0.4, 0.6, 0.5],
+        [0.94, 0.3, 0.2, 0.3, 0.2, 0.3, 0.2, 0.3],  # the shift brings some to a bound
+        [0.03, 0.6, 0.7, 0.9, 0.04, 0.9, 0.7, 0.8],
     ],
 )
 def test_project_keeps_the_bytes_and_the_bounds(levels):
@@ -187,7 +189,11 @@ def test_project_keeps_the_bytes_and_the_bounds(levels):
     assert float((found * sizes).sum() / sizes.sum()) == pytest.approx(0.5, abs=1e-4)
     assert float(found.min()) >= LEAST - 1e-6
     assert float(found.max()) <= MOST + 1e-6
-    moved = [after - before for before, after in zip(levels, found.tolist(), strict=True) if LEAST < before < MOST]
+    moved = [
+        after - before
+        for before, after in zip(levels, found.tolist(), strict=True)
+        if min(before, after) > LEAST + 1e-6 and max(before, after) < MOST - 1e-6
+    ]
     assert max(moved) - min(moved) < 1e-6  # all by the same
     before = fitted.values.detach().clone()
     levels_of(fitted, [0.5] * 8)
@@ -200,14 +206,20 @@ def test_no_level_eats_what_is_always_read():
     fixed = max(unit.fixed_size / unit.size for unit in state(model).recipe.units.values())
     assert fixed > 0.3
     model, fitted = vector(model)
+    recipe = state(model).recipe
+
+    def recipe_of_levels():
+        units = {name: dataclasses.replace(recipe.units[name], sparsity=level) for name, level in fitted.sparsities().items()}
+        return dataclasses.replace(recipe, units=units)
+
+    levels_of(fitted, [1.2] * 8)
+    assert [unit.kept_share for unit in recipe_of_levels().units.values()] == pytest.approx([0] * 8, abs=1e-12)
     levels_of(fitted, [1.2, 0.3] * 4)
     fitted.project()
-    sizes = torch.tensor([state(model).recipe.units[name].size for name in fitted.level_names]).double()
-    assert float((fitted.levels.detach().double() * sizes).sum() / sizes.sum()) == pytest.approx(0.5, abs=1e-4)
-    recipe = state(model).recipe
-    units = {name: dataclasses.replace(recipe.units[name], sparsity=level) for name, level in fitted.sparsities().items()}
-    assert min(unit.kept_share for unit in units.values()) < 0.01
-    replace_units(model, units)
+    found = recipe_of_levels()
+    assert found.sparsity == pytest.approx(0.5, abs=1e-4)
+    assert min(unit.kept_share for unit in found.units.values()) < 0.01
+    replace_units(model, found.units)
     fitted.settle(exactly=True)
     assert achieved(model, text()[0])[1] == pytest.approx(fitted.sparsities(), abs=0.003)
 

@@ -83,6 +83,23 @@ def test_what_it_finds_is_what_the_recipe_says(monkeypatch):
     assert any(unit.rank for unit in recipe.units.values())
 
 
+@pytest.mark.usefixtures("uniform_start")
+def test_options_reach_the_allocation(monkeypatch):
+    seen = []
+
+    def stop(model, calibration, start, **options):
+        seen.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(joint, "allocate", stop)
+    given = {"grouping": "group", "tokens": 48, "rounds": 3, "polish": 5, "lowrank": False, "seed": 7}
+    for options in ({}, given):
+        with pytest.raises(KeyboardInterrupt):
+            joint_of(0.5, **options)
+    plain = {"grouping": "linear", "tokens": 4096, "rounds": 2, "polish": 0, "lowrank": True, "seed": 0}
+    assert seen == [each | {"criteria": ("column_norm",)} for each in (plain, given)]
+
+
 @pytest.mark.parametrize(
     ("grouping", "sparsity"), [("linear", 0.02), ("linear", 0.1), ("group", 0.37), ("group", 0.93), ("group", 0.95)]
 )

@@ -30,6 +30,8 @@ def test_every_method_has_a_test_here():
     own_files = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")} - {
         "methods",
         "method_spec",
+        "contract",
+        "sources",
     }
     assert set(names()) == {"dense", "low_rank_only", "rsparse", "sparse_only"} | own_files
     assert names() == sorted(names())
@@ -130,7 +132,8 @@ def test_a_calibration_is_no_concern_of_methods_without_one(model):
             "magic",
             0.5,
             {},
-            "'magic' is unknown; choose one of dense, joint, low_rank_only, nncf, rsparse, searched, sparse_only, teal, wina",
+            "'magic' is unknown; choose one of cats, dejavu, dense, griffin, joint, low_rank_only, nncf, relufication, "
+            "rsparse, searched, sparse_only, teal, wina",
         ),
         ("uniform", 0.5, {}, "'uniform'"),
         ("", 0.5, {}, "unknown"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -56,7 +56,7 @@ def test_it_is_the_searchs_recipe(tmp_path, options):
     sparsify(tiny_model("llama"), recipe, calibration)
 
 
-def test_the_defaults_are_the_searchs(monkeypatch):
+def test_the_settings_and_defaults_are_the_searchs(monkeypatch):
     seen = []
 
     def stop(model, calibration, settings, **options):
@@ -64,9 +64,11 @@ def test_the_defaults_are_the_searchs(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(searched, "search", stop)
-    with pytest.raises(KeyboardInterrupt):
-        make_recipe(tiny_model("llama"), "searched", 0.5, calibration=calibration_of("llama"))
-    assert seen == [SearchSettings(0.5)]
+    given = asdict(SearchSettings(0.4, 5, 2, 7, "kl", "magnitude", "dropped", "group", 3))
+    for options in ({"sparsity": 0.5}, given):
+        with pytest.raises(KeyboardInterrupt):
+            make_recipe(tiny_model("llama"), "searched", calibration=calibration_of("llama"), **options)
+    assert seen == [SearchSettings(0.5), SearchSettings(**given)]
 
 
 def test_progress_counts_to_the_whole(monkeypatch):

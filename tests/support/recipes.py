@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from rsparse.calibration import Calibration, calibrate
 from rsparse.conversion import sparsify
 from rsparse.models.layout import unit_shapes
 from rsparse.recipe import Recipe, UnitRecipe
+from rsparse.sparse_model import replace_units, state, unit_members
 from tests.support.models import text_file, tiny_model, tiny_tokenizer
 
 SEQ_LEN = 24
@@ -67,3 +69,18 @@ def sparse_of(
     model = tiny_model(model_type, dtype=torch.float64)
     recipe = uniform(model, sparsity, rho, grouping=grouping, stacked=stacked, criterion=criterion, fit=fit)
     return sparsify(model, recipe, calibration_of(model_type), settle_tokens=1 << 20)
+
+
+def with_vectors(model: Any, seed: int = 0) -> Any:
+    """The sparse `model`, with a random vector in each of its sparse linears, as a fit would leave it; thresholds stay."""
+    generator = torch.Generator().manual_seed(seed)
+    members = unit_members(model)
+    for each in members.values():
+        for member in each:
+            member.compensation = (0.3 * torch.randn(member.out_features, generator=generator)).to(member.weight.dtype)
+    units = {
+        name: dataclasses.replace(unit, compensated=True) if name in members else unit
+        for name, unit in state(model).recipe.units.items()
+    }
+    replace_units(model, units, compensation="a text: vectors")
+    return model

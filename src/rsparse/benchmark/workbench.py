@@ -18,8 +18,7 @@ from rsparse.evaluation.measure import text_windows
 from rsparse.evaluation.perplexity import evaluate
 from rsparse.evaluation.tasks import run_tasks
 from rsparse.losses import dense_states
-from rsparse.methods import MethodSpec, make_recipe, seeded
-from rsparse.recipe import Recipe
+from rsparse.methods import MethodSpec, Plan, make_recipe, seeded
 from rsparse.sparse_model import achieved_sparsity, densify, is_sparse, measuring, state
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class Workbench:
         self._dense: dict[str, Tensor] = {}
         self._dense_bytes = 0
         self._calibration: Calibration | None = None
-        self._recipes: dict[tuple[str, Any, float], tuple[Recipe, float]] = {}
+        self._recipes: dict[tuple[str, Any, float], tuple[Plan, float]] = {}
         self._fit_windows: tuple[Tensor, Tensor] | None = None
         self._fit: Compensated | None = None
         self._lm: Any = None
@@ -66,7 +65,7 @@ class Workbench:
         finally:
             densify(self.model)
 
-    def _recipe(self, method: MethodSpec, sparsity: float, calibration: Calibration) -> Recipe:
+    def _recipe(self, method: MethodSpec, sparsity: float, calibration: Calibration) -> Plan:
         """Kept: a method and the same one compensated share theirs."""
         key = method.name, method.options, sparsity
         if key not in self._recipes:
@@ -97,7 +96,7 @@ class Workbench:
         config |= {"token_policy": str(cell.token_policy), "sink_tokens": cell.token_policy.sink_tokens}
         if is_sparse(self.model):
             config |= {"settle_tokens": self.settings.settle_tokens, "seed": self.settings.seed}
-            config["levels"] = mean_levels(state(self.model).recipe)
+            config["levels"] = state(self.model).levels()
         if cell.text is not None:
             config |= {"data": short(cell.text), "seq_len": self.settings.seq_len, "max_tokens": self.settings.max_tokens}
             windows, dense = self.windows(cell.text), self.dense(cell.text)
@@ -166,14 +165,6 @@ class Workbench:
             self._dense[text] = dense_states(self.model, windows)
             self._dense_bytes += size
         return self._dense[text]
-
-
-def mean_levels(recipe: Recipe) -> dict[str, float]:
-    """Asked sparsity by kind of unit (`q_proj`, or `mlp_in` in groups), the mean over the blocks."""
-    levels: dict[str, list[float]] = {}
-    for name, unit in recipe.units.items():
-        levels.setdefault(name.rpartition(".")[2], []).append(unit.sparsity)
-    return {kind: round(sum(values) / len(values), 4) for kind, values in levels.items()}
 
 
 def _rounded(value: Any) -> Any:

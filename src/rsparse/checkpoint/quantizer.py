@@ -12,7 +12,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from rsparse.errors import RSparseError
 from rsparse.recipe import Recipe, UnitRecipe
 from rsparse.sparse_linear import RSparseLinear
-from rsparse.sparse_model import begin, install_unit, set_backend, state, unit_members
+from rsparse.sparse_model import begin, install_unit, recipe_state, set_backend, unit_members
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ class RSparseConfig(QuantizationConfigMixin):
     def of(cls, model: PreTrainedModel) -> RSparseConfig:
         """The config of a sparse model in memory."""
         scaled = [name for name, members in unit_members(model).items() if members[0].channel_scale is not None]
-        return cls(state(model).recipe.to_dict(), scaled)
+        return cls(recipe_state(model).recipe.to_dict(), scaled)
 
 
 class RSparseQuantizer(HfQuantizer):
@@ -58,7 +58,7 @@ class RSparseQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        units = state(model).recipe.units
+        units = recipe_state(model).recipe.units
         for name, members in unit_members(model).items():
             _check_shapes(name, units[name], members)
             # not among the checkpoint's tensors: made anew, on the device that the weights went to

@@ -17,7 +17,7 @@ from rsparse.errors import RSparseError
 from rsparse.quiet import quiet_saving
 from rsparse.shards import INDEX_FILE, LONE_FILE
 from rsparse.sparse_linear import RSparseLinear
-from rsparse.sparse_model import is_sparse, state
+from rsparse.sparse_model import is_sparse, recipe_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +41,7 @@ def save_pretrained(
     """
     folder = Path(folder)
     check_target(folder, overwrite=overwrite)
-    if is_sparse(model) and not state(model).recipe.settled:
+    if is_sparse(model) and not recipe_state(model).recipe.settled:
         raise RSparseError("this model's thresholds are not solved; sparsify it with a calibration before saving")
     with new_folder(folder, overwrite=overwrite) as staging:
         _check_room(model, staging, folder)

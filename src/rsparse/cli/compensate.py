@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     from rsparse.compensation import fit_windows
     from rsparse.models.layout import check_positions
     from rsparse.records import Run
-    from rsparse.sparse_model import is_sparse, state
+    from rsparse.sparse_model import is_sparse, recipe_state
 
     timer = Run()
     settings = _fit.settings_of(args)
@@ -49,4 +49,6 @@ def run(args: argparse.Namespace) -> None:
     _fit.state_file(args).unlink(missing_ok=True)
     config: dict[str, Any] = {"token_policy": "all", "sink_tokens": args.sink_tokens, "seq_len": args.seq_len}
     options.write_record(args, timer, model, config | _fit.config_of(settings), _fit.metrics_of(result))
-    options.say(f"{args.out}: {state(model).recipe.method}, compensated; `rsparse eval {args.out}` compares it with dense")
+    options.say(
+        f"{args.out}: {recipe_state(model).recipe.method}, compensated; `rsparse eval {args.out}` compares it with dense"
+    )

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from rsparse.conversion import sparsify
     from rsparse.methods import make_recipe
     from rsparse.records import Run
-    from rsparse.sparse_model import densify, state
+    from rsparse.sparse_model import densify, recipe_state
 
     timer = Run()
     options.check_json(args)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
             densify(model)
     _print(rows, args.sparsity)
     save_pretrained(model, args.out, tokenizer, overwrite=again)
-    plot_recipe(state(model).recipe, args.out / "recipe.png")
+    plot_recipe(recipe_state(model).recipe, args.out / "recipe.png")
     print(f"\nsaved the R-Sparse checkpoint and recipe.png to {args.out}/; try\n  rsparse show {args.out}")
     print(f"  rsparse generate {args.out} --chat --prompt 'Why is the sky blue?'")
     config = {"data": "bundled:test", "token_policy": "all", "seq_len": SEQ_LEN}

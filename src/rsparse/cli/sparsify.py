@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
 def _given_recipe(args: argparse.Namespace) -> Any:
     """The --recipe file, or None where the options describe one. Raises RSparseError for options that no model would take."""
     from rsparse import methods
+    from rsparse.conversion import check_uncompensated
     from rsparse.recipe import Recipe
 
     if args.settle_tokens < 0:
@@ -104,13 +105,20 @@ def _given_recipe(args: argparse.Namespace) -> Any:
     if args.recipe is not None:
         if extra := [name for name in ("sparsity", "method", "quality", *CHOICES) if getattr(args, name) is not None]:
             raise RSparseError(f"--recipe already says it all; leave out --{extra[0]}")
-        return Recipe.load(args.recipe)
+        recipe = Recipe.load(args.recipe)
+        check_uncompensated(recipe)
+        return recipe
     if args.sparsity is None:
         raise RSparseError("say how sparse with --sparsity, or give a --recipe")
     if args.quality and args.method:
         raise RSparseError("--quality chooses the method; leave out one of the two")
     method, chosen = _method(args)
     methods.check(method, args.sparsity, chosen)
+    if not methods.makes_recipe(method):
+        raise RSparseError(
+            f"method {method} is no recipe for the model's linears, and makes no checkpoint; compare it with others in "
+            "`rsparse bench quality`, or use it in Python (rsparse.make_recipe, rsparse.sparsify)"
+        )
     return None
 
 

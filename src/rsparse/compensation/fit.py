@@ -24,7 +24,7 @@ from rsparse.compensation.settings import FitSettings
 from rsparse.errors import RSparseError
 from rsparse.losses import batch_tokens, compare, dense_states, hidden_states, window_batches
 from rsparse.sparse_linear import RSparseLinear
-from rsparse.sparse_model import replace_units, state, unit_members
+from rsparse.sparse_model import is_sparse, recipe_state, replace_units, state, unit_members
 from rsparse.token_policy import TokenPolicy
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def compensate(
     settings.check_window(windows.shape[1])
     if not 0 <= sink_tokens < windows.shape[1]:
         raise RSparseError(f"sink_tokens must be from 0 to below the window's {windows.shape[1]} tokens, got {sink_tokens}")
+    if is_sparse(model):
+        recipe_state(model)  # raises where it was made otherwise
     if not unit_members(model):
         raise RSparseError("this model has no sparse linears to compensate; sparsify it first")
     file = None if state_file is None else FitFile(state_file, model, windows, heldout, settings, sink_tokens)
@@ -110,7 +112,7 @@ class _Fit:
         self.policy = TokenPolicy("all", sink_tokens=sink_tokens)
         self.device = next(model.parameters()).device
         self.frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.before = state(model).recipe, _buffers(model)
+        self.before = recipe_state(model).recipe, _buffers(model)
 
     def prepare(self) -> None:
         """Change the model into one that can be fitted."""
@@ -176,9 +178,7 @@ class _Fit:
             member._buffers.update(names)
 
     def finish(self) -> None:
-        """Plain buffers and parameters again."""
-        for member, names in _buffers(self.model).items():
-            member._buffers.update({name: None if buffer is None else buffer.detach() for name, buffer in names.items()})
+        """Parameters that can be trained again; buffers are plain ones since the last `settle`, or since `undo`."""
         for parameter in self.frozen:
             parameter.requires_grad_(True)
 
@@ -223,7 +223,7 @@ class _Fit:
         return total / len(self.heldout)
 
     def _write_recipe(self, label: str) -> None:
-        recipe = state(self.model).recipe
+        recipe = recipe_state(self.model).recipe
         levels = self.fitted.sparsities()
         units = {
             name: dataclasses.replace(unit, sparsity=levels[name]) if name in levels else unit
@@ -269,6 +269,6 @@ def _mark_compensated(model: PreTrainedModel) -> None:
                 member.compensation = member.weight.new_zeros(member.out_features)
     units = {
         name: dataclasses.replace(unit, compensated=True) if name in members else unit
-        for name, unit in state(model).recipe.units.items()
+        for name, unit in recipe_state(model).recipe.units.items()
     }
     replace_units(model, units)

@@ -15,7 +15,7 @@ from rsparse.compensation.trainable import BACKEND
 from rsparse.losses import hidden_states, window_batches
 from rsparse.settle import settle, settle_roughly
 from rsparse.sparse_linear import RSparseLinear
-from rsparse.sparse_model import state, unit_members
+from rsparse.sparse_model import recipe_state, unit_members
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +48,7 @@ class FittedVector:
         self.units = unit_members(model)
         self.parts = _parts(model, self.units, windows, sink_tokens, settings)
         start = torch.cat([part.start.flatten() for part in self.parts])
-        recipe = state(model).recipe
+        recipe = recipe_state(model).recipe
         self.level_names = list(self.units) if settings.levels else []
         self.sizes = start.new_tensor([recipe.units[name].size for name in self.level_names])
         self.fixed = {name: recipe.units[name].fixed_size / recipe.units[name].size for name in self.units}
@@ -81,7 +81,7 @@ class FittedVector:
         """Solve the thresholds for the levels as they are now, under the model as it is now."""
         self._bind_parts()
         levels = self.sparsities()
-        units = state(self.model).recipe.units
+        units = recipe_state(self.model).recipe.units
         shares = {name: max(0.0, 1 - levels.get(name, units[name].sparsity) - self.fixed[name]) for name in self.units}
         if exactly:
             settle(self.model, self.windows, self.sink_tokens, shares)
@@ -117,7 +117,7 @@ class FittedVector:
     @contextmanager
     def trainable(self) -> Iterator[None]:
         """Ops with gradients while the block runs."""
-        ops = state(self.model).ops
+        ops = recipe_state(self.model).ops
         members = [member for each in self.units.values() for member in each]
         for member in members:
             member.ops = BACKEND

@@ -16,7 +16,7 @@ from rsparse.atomic import disk_errors, new_file
 from rsparse.compensation.settings import FitSettings
 from rsparse.errors import RSparseError
 from rsparse.fingerprint import weights_sha
-from rsparse.sparse_model import state
+from rsparse.sparse_model import recipe_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +50,12 @@ class FitFile:
     ) -> None:
         self.path = path
         texts = hashlib.sha256(windows.cpu().numpy().tobytes() + heldout.cpu().numpy().tobytes()).hexdigest()[:12]
-        what = {"model": weights_sha(model), "recipe": state(model).recipe.sha(), "text": texts, "dtype": str(model.dtype)}
+        what = {
+            "model": weights_sha(model),
+            "recipe": recipe_state(model).recipe.sha(),
+            "text": texts,
+            "dtype": str(model.dtype),
+        }
         self.identity = json.dumps(asdict(settings) | what | {"sink_tokens": sink_tokens}, sort_keys=True)
 
     def load(self) -> Saved | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rsparse.calibration.store import Calibration
 from rsparse.conversion import relevel
 from rsparse.evaluation.perplexity import Perplexity, evaluate
-from rsparse.sparse_model import set_thresholds, state, unit_members
+from rsparse.sparse_model import recipe_state, set_thresholds, unit_members
 from rsparse.token_policy import TokenPolicy
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def quick_check(model: PreTrainedModel, calibration: Calibration) -> Check:
     ratio = result.perplexity / dense
     if ratio <= LIMIT:
         return Check(result, ratio)
-    recipe = state(model).recipe
+    recipe = recipe_state(model).recipe
     level = recipe.sparsity
     try:
         while level > STEP:

@@ -28,19 +28,4 @@ def model_config(model: Any, name: str) -> dict[str, Any]:
 
 def sparse_config(model: Any) -> dict[str, Any]:
     """The record's config fields that a sparse model knows of itself."""
-    if not is_sparse(model):
-        return {"method": "dense", "sparsity": 0.0}
-    recipe = state(model).recipe
-    units = list(recipe.units.values())
-    return {
-        "method": recipe.method,
-        "sparsity": round(recipe.sparsity, 6),
-        "rho": sorted({unit.rho for unit in units}),
-        "criterion": sorted({unit.criterion for unit in units}),
-        "grouping": recipe.grouping,
-        "fit": recipe.fit,
-        "rank_share": round(sum(u.lowrank_size for u in units) / max(1.0, sum((1 - u.sparsity) * u.size for u in units)), 6),
-        "recipe_sha": recipe.sha(),
-        "calibration": recipe.calibration,
-        "compensation": recipe.compensation,
-    }
+    return state(model).config() if is_sparse(model) else {"method": "dense", "sparsity": 0.0}

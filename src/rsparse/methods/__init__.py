@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rsparse.methods._registry import check, names, observes, seeded
+from rsparse.gated.plan import GatedPlan
+from rsparse.methods._registry import check, load, makes_recipe, names, observes, seeded
 from rsparse.methods._spec import MethodSpec
 from rsparse.recipe import Recipe
 
@@ -14,20 +14,26 @@ if TYPE_CHECKING:
 
     from rsparse.calibration.store import Calibration
 
-__all__ = ["Method", "MethodSpec", "check", "make_recipe", "names", "observes", "seeded"]
+__all__ = ["Method", "MethodSpec", "Plan", "check", "make_recipe", "makes_recipe", "names", "observes", "seeded"]
+
+Plan = Recipe | GatedPlan
 
 
 class Method(Protocol):
-    """The function `prepare` of a method's file. One that looks at activations also takes `calibration`, which may be None."""
+    """The function `prepare` of a method's file, or of an entry point in the group `rsparse.methods`.
 
-    def __call__(self, model: PreTrainedModel, sparsity: float, **options: Any) -> Recipe:
+    One that looks at activations also takes `calibration`, which may be None. One whose masks are not the linears' own inputs
+    returns a GatedPlan and says so in its annotation; `conversion.sparsify` takes both.
+    """
+
+    def __call__(self, model: PreTrainedModel, sparsity: float, **options: Any) -> Plan:
         """A recipe for `model` at `sparsity` of the bytes of its blocks' linears."""
 
 
 def make_recipe(
     model: PreTrainedModel, method: str, sparsity: float, *, calibration: Calibration | None = None, **options: Any
-) -> Recipe:
-    """`method`'s recipe for `model`. Options may be strings, as a command line has them.
+) -> Plan:
+    """`method`'s recipe, or plan, for `model`. Options may be strings, as a command line has them.
 
     `calibration` goes to methods that take one. Raises RSparseError for a method, option, value or level
     that does not exist, and where a method needs a calibration and has none.
@@ -35,5 +41,5 @@ def make_recipe(
     given = check(method, sparsity, options)
     if observes(method):
         given["calibration"] = calibration
-    prepare: Method = importlib.import_module(f"{__name__}.{method}").prepare
+    prepare: Method = load(method).prepare
     return prepare(model, sparsity, **given)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from rsparse.calibration.store import Calibration
+from rsparse.calibration.windows import spread
 from rsparse.errors import RSparseError
 from rsparse.methods._levels import MAX_LEVEL, check_grouping, recipe_of_levels
 from rsparse.methods._probe import BlockProbe, ProbedUnit
@@ -101,7 +102,7 @@ def greedy_levels(
     if is_sparse(model):
         raise RSparseError(f"method {method} needs the dense model; this one is sparse")
     calibration.check_model(model)
-    windows = _spread(calibration.windows, max(1, tokens // calibration.meta.seq_len))
+    windows = spread(calibration.windows, tokens // calibration.meta.seq_len)
     stepper, layout = BlockStepper(model), sites(model)
     names = {module: name for name, module in model.named_modules()}
     hidden = stepper.enter(windows.to(next(model.parameters()).device))
@@ -116,11 +117,6 @@ def greedy_levels(
             hidden = probe.dense
             bar.update()
     return levels
-
-
-def _spread(windows: Tensor, count: int) -> Tensor:
-    """`count` windows from all over the text: neighbours come from the same few documents."""
-    return windows[torch.linspace(0, len(windows) - 1, min(count, len(windows))).round().long().unique()]
 
 
 def _units(block_sites: list[Site], histograms: dict[str, Tensor], criterion: str, grouping: str) -> list[ProbedUnit]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from rsparse import criteria
 from rsparse.errors import RSparseError
+from rsparse.methods._sources import load
 from rsparse.recipe import FITS, GROUPINGS
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -19,7 +19,7 @@ _CHOICES = {"grouping": GROUPINGS, "fit": FITS}
 
 def parameters(method: str) -> Mapping[str, inspect.Parameter]:
     """What the `prepare` of a method's file takes."""
-    return inspect.signature(importlib.import_module(f"rsparse.methods.{method}").prepare).parameters
+    return inspect.signature(load(method).prepare).parameters
 
 
 def checked_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,13 +40,14 @@ def checked_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for name, known in _CHOICES.items():
         if name in given and given[name] not in known:
             raise RSparseError(f"{name} must be one of {', '.join(known)}, got {given[name]!r}")
-    if own := getattr(importlib.import_module(f"rsparse.methods.{method}"), "check", None):
+    if own := load(method).check:
         own(given)
     return given
 
 
-def _typed(what: str, value: Any, annotation: str) -> Any:
-    """`value` as `annotation` (the source's text of it) says; other annotations than _KINDS take everything."""
+def _typed(what: str, value: Any, annotation: Any) -> Any:
+    """`value` as `annotation` (a type, or the source's text of it) says; other annotations than _KINDS take everything."""
+    annotation = annotation.__name__ if isinstance(annotation, type) else annotation
     result = value
     try:
         if annotation == "bool" and isinstance(value, str):

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import pkgutil
+import inspect
 from typing import Any
 
-from rsparse import methods
 from rsparse.errors import RSparseError
 from rsparse.methods._options import checked_options, parameters
+from rsparse.methods._sources import files, left_out, load, plugins
+
+__all__ = ["check", "load", "makes_recipe", "names", "observes", "seeded"]
 
 
 def names() -> list[str]:
-    """Methods that have a file here, without an underscore before their name."""
-    return sorted(module.name for module in pkgutil.iter_modules(methods.__path__) if not module.name.startswith("_"))
+    """Methods that have a file here, and those of other packages."""
+    return sorted({*files(), *plugins()})
 
 
 def check(method: str, sparsity: float | None = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """`options` as `method` takes them. Raises RSparseError for a method, level, option or value that no model would take."""
     if method not in names():
-        raise RSparseError(f"method {method!r} is unknown; choose one of {', '.join(names())}")
+        lost = "".join(f"; {line}" for line in left_out())
+        raise RSparseError(f"method {method!r} is unknown; choose one of {', '.join(names())}{lost}")
     if sparsity is not None and not 0 <= sparsity < 1:
         raise RSparseError(f"sparsity must be in [0, 1), got {sparsity}")
     return checked_options(method, options or {})
@@ -32,3 +35,9 @@ def seeded(method: str, seed: int) -> dict[str, Any]:
 def observes(method: str) -> bool:
     """Whether `method` can look at activations, and so wants a calibration to make its recipe."""
     return "calibration" in parameters(method)
+
+
+def makes_recipe(method: str) -> bool:
+    """Whether what `method` makes is a recipe, which can be saved, compensated and run by kernels; else it is a GatedPlan."""
+    returns = inspect.signature(load(method).prepare).return_annotation
+    return getattr(returns, "__name__", returns) != "GatedPlan"

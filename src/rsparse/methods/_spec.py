@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rsparse.compensation import FitSettings
 from rsparse.errors import RSparseError
 from rsparse.methods._presets import PRESETS
-from rsparse.methods._registry import check
+from rsparse.methods._registry import check, makes_recipe
 
 Options = tuple[tuple[str, str], ...]
 FIT = "compensate"
@@ -42,6 +42,8 @@ class MethodSpec:
             raise RSparseError(f"method {text!r}: only +{FIT} can follow a method, not +{what}")
         if name == "dense":
             raise RSparseError("the dense model has nothing to compensate")
+        if not makes_recipe(name):
+            raise RSparseError(f"method {name} is no recipe for the model's linears: it cannot be compensated")
         FitSettings.parse(dict(fit), "cpu")
         return cls(name, options, fit, preset)
 
