@@ -20,6 +20,7 @@ from rsparse.gated.mlp import GatedMLP
 from rsparse.gated.model import GatedState
 from rsparse.meter import SparsityMeter
 from rsparse.models import supported_model_types
+from rsparse.models.stepper import BlockStepper
 from rsparse.settle import settle
 from rsparse.sparse_model import achieved_sparsity, densify, is_sparse, measuring, recipe_state, set_backend, state
 from rsparse.token_policy import TokenPolicy
@@ -85,12 +86,14 @@ def test_settling_takes_windows_from_all_over_the_text():
     calibration = calibration_of("llama")
     model = tiny_model("llama")
     plan = make_recipe(model, "cats", 0.3)
-    seen = []
+    seen, entered = [], []
     with pytest.MonkeyPatch.context() as patch:
-        original = GatedMLP.settle
-        patch.setattr(GatedMLP, "settle", lambda self, rows: seen.append(rows.shape) or original(self, rows))
+        settle, enter = GatedMLP.settle, BlockStepper.enter
+        patch.setattr(GatedMLP, "settle", lambda self, rows: seen.append(rows.shape) or settle(self, rows))
+        patch.setattr(BlockStepper, "enter", lambda self, ids: entered.append(ids) or enter(self, ids))
         sparsify(model, plan, calibration, settle_tokens=3 * SEQ_LEN + 5)
     assert seen == [(3, SEQ_LEN - 1, 48)] * 2  # without the sink
+    assert torch.equal(entered[0], calibration.windows[[0, 32, 63]])
     assert torch.equal(spread(calibration.windows, 3), calibration.windows[[0, 32, 63]])
     assert torch.equal(spread(calibration.windows, 0), calibration.windows[:1])
     assert torch.equal(spread(calibration.windows, 1000), calibration.windows)

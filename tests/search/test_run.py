@@ -178,7 +178,7 @@ def test_reports_count_what_others_do(journal, evaluating):
 
 
 def test_what_it_cost(expected, journal, evaluating):
-    """Two sessions: the factors are made twice, and all the time of both is counted."""
+    """Two runs: the factors are made twice, and all the time of both is counted."""
     storage, result = expected
     slots = done(storage)[1].values()
     assert result.cost.candidates == TOTAL

@@ -10,6 +10,7 @@ from rsparse.errors import RSparseError
 from rsparse.gated.parts import BlockParts, block_parts
 from rsparse.gated.plan import GatedPlan
 from rsparse.gated.rules import rule_class
+from rsparse.methods._levels import MAX_LEVEL
 from rsparse.models.layout import linear_weights
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ def spared_share(parts: list[BlockParts], total: int, *roles: str) -> float:
     return sum(each.size(*roles) for each in parts) / total
 
 
-def check_floor(name: str, sparsity: float, most: float) -> None:
-    """Raises RSparseError where even dropping all that `name` can drop is not `sparsity`."""
+def check_floor(name: str, sparsity: float, spared: float) -> None:
+    """Raises RSparseError where dropping MAX_LEVEL of the share that `name` can spare is not `sparsity`."""
+    most = MAX_LEVEL * spared
     if sparsity > most + 1e-12:
         # Rounded down, so that it can be asked for.
         raise RSparseError(
@@ -55,11 +57,11 @@ def neuron_plan(
     the linears that a dropped neuron counts in, the rule's unless given."""
     check_level({"level": level})
     parts = block_parts(model)
-    most = spared_share(parts, linear_weights(model), *(spares or rule_class(rule).spares))
+    spared = spared_share(parts, linear_weights(model), *(spares or rule_class(rule).spares))
     if level == "own":
-        sparsity = OWN * most
-    check_floor(name, sparsity, most)
+        sparsity = OWN * spared
+    check_floor(name, sparsity, spared)
     return GatedPlan(
-        method, model.config.model_type, rule, sparsity, max(0.0, 1 - sparsity / most),
+        method, model.config.model_type, rule, sparsity, 1 - sparsity / spared,
         thresholds=thresholds, options=options or {}, model=model.config.name_or_path or "",
     )  # fmt: skip
