@@ -1,8 +1,9 @@
 """ReLUfication without training (arXiv 2310.04564): on sparse rows the activation is ReLU, and what it makes 0 is not read.
 
-Gate and attention are dense, up and down are read where the gate's ReLU is not 0. The level is what comes out: `level=own`,
-or whatever is asked below that. Above it, ReLU is shifted: gate x is kept where it is above T0 > 0, which is solved
-for the asked share in each MLP. Departure: nothing is fine-tuned, where the source fine-tunes for billions of tokens.
+Gate and attention are dense, up and down are read where the gate's ReLU is not 0. With `level=own` the level is what comes out.
+Else each MLP drops at least the asked share: where ReLU's zeros are fewer, it is shifted, and gate x is kept where it is
+above a T0 > 0; where they are more, they are dropped all the same, so that more than was asked can come out in all.
+Departure: nothing is fine-tuned, where the source fine-tunes for billions of tokens.
 
 With `phases` of 1 or more it is Case I of R-Sparse (`gated/rules/multi_phase.py`), a study of what biases can stand in for:
 the activation stays, the input of down is kept at T0 and above and takes one of `phases` values below, and the asked level is
