@@ -47,7 +47,8 @@ def changed(groups):
     [
         lambda groups: groups[:-1],  # no down
         lambda groups: (*groups[:2], InputGroup("gate_up", ("mlp.gate_proj",)), groups[3]),
-        lambda groups: (*groups[:2], groups[2], InputGroup("down", ("self_attn.o_proj",))),  # not in the same module
+        lambda groups: (*groups[:3], InputGroup("down", ("self_attn.o_proj",))),  # not in the same module
+        lambda groups: (*groups[:2], InputGroup("gate_up", ("self_attn.q_proj", "mlp.up_proj")), groups[3]),
     ],
 )
 def test_other_layouts_are_refused(monkeypatch, groups):

@@ -7,7 +7,7 @@ Departure: nothing is fine-tuned, where the source fine-tunes for billions of to
 
 With `phases` of 1 or more it is Case I of R-Sparse (`gated/rules/multi_phase.py`), a study of what biases can stand in for:
 the activation stays, the input of down is kept at T0 and above and takes one of `phases` values below, and the asked level is
-that share of down. All weights are read for it, so its achieved sparsity is 0.
+the share of all weights that meet a changed entry. All of them are read for it, so its achieved sparsity is 0.
 """
 
 from __future__ import annotations
