@@ -7,6 +7,7 @@ distribution. Departures: it is added on sparse rows alone, so that dense rows s
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rsparse.calibration.windows import spread
 from rsparse.compensation.fitted import FittedVector
 from rsparse.compensation.objective import kl_gradient
 from rsparse.compensation.resume import FitFile, Saved
@@ -120,9 +122,8 @@ class _Fit:
         for parameter in self.frozen:
             parameter.requires_grad_(False)
         _mark_compensated(model)
-        count = max(1, min(SETTLE_TOKENS, batch_tokens(model)) // windows.shape[1])
-        spread = torch.linspace(0, len(windows) - 1, min(count, len(windows))).round().long().unique()
-        self.fitted = FittedVector(model, windows[spread], self.sink_tokens, settings)
+        settling = spread(windows, min(SETTLE_TOKENS, batch_tokens(model)) // windows.shape[1])
+        self.fitted = FittedVector(model, settling, self.sink_tokens, settings)
         self.optimizer = torch.optim.Adam([self.fitted.values], lr=settings.learning_rate, betas=(0.9, 0.98))
         self.dense_heldout = dense_states(model, self.heldout)
 
@@ -173,7 +174,7 @@ class _Fit:
     def undo(self) -> None:
         """The model as it was before the fit."""
         recipe, buffers = self.before
-        replace_units(self.model, recipe.units, compensation=recipe.compensation)
+        recipe_state(self.model).recipe = recipe
         for member, names in buffers.items():
             member._buffers.update(names)
 
@@ -251,6 +252,7 @@ def _schedule(step: int, steps: int) -> float:
     return min(1.0, step / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
 
 
+@functools.lru_cache(maxsize=2)  # a batch reaches into one pass over the text, or two
 def _order(seed: int, epoch: int, count: int) -> Any:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(count, generator=generator)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from rsparse.calibration.store import Calibration
+from rsparse.calibration.windows import spread
 from rsparse.errors import RSparseError
 from rsparse.models.layout import unit_shapes
 from rsparse.progress import progress
@@ -95,12 +95,11 @@ class _Allocation:
         if not LEAST - 1e-9 <= (mean := self.budget / self.sizes.sum()) <= MOST + 1e-9:
             raise RSparseError(f"levels are allocated between sparsity {LEAST} and {MOST} in the mean, got {mean:.4g}")
         self.choices = self._at(self._levels())
-        count = max(1, tokens // calibration.meta.seq_len)
-        picked = torch.linspace(0, len(calibration.windows) - 1, min(count, len(calibration.windows))).round().long().unique()
+        windows = spread(calibration.windows, tokens // calibration.meta.seq_len)
         base = self._recipe({name: replace(each, rho=1.0) for name, each in self.choices.items()})
         if lowrank:
             base = replace(base, units={name: self._widest(unit) for name, unit in base.units.items()})
-        self.candidates = CandidateModel(model, base, calibration, calibration.windows[picked], "kl")
+        self.candidates = CandidateModel(model, base, calibration, windows, "kl")
         self.evaluations = 0
 
     def run(self, rounds: int, polish: int, criteria: tuple[str, ...], lowrank: bool, seed: int) -> Allocated:

@@ -88,6 +88,18 @@ def windows_of(args: argparse.Namespace, tokenizer: Any, text: str) -> Any:
     return text_windows(text, tokenizer, args.seq_len, args.max_tokens)
 
 
+def stamp(args: argparse.Namespace, model: Any, windows: Any) -> dict[str, Any]:
+    """What the points of a folder must have in common beside their settings: the model, and the tokens of --data."""
+    from rsparse.benchmark.settings import model_stamp, text_stamp
+
+    return {
+        "model": model_stamp(args.model),
+        "text": text_stamp(args.data),
+        "dtype": str(model.dtype),
+        "tokens": windows.numel(),
+    }
+
+
 def numbers(text: str, option: str, low: float, high: float, *, ends: bool = False) -> list[float]:
     """Numbers with commas, each between `low` and `high`, those two with `ends`; ascending, without repetition."""
     try:

@@ -55,7 +55,6 @@ def start(
     """(sweep, config): `extra` are a kind's own settings, equal for all of its points."""
     from rsparse.analysis.points import Points
     from rsparse.analysis.sweep import Sweep
-    from rsparse.benchmark.settings import model_stamp, text_stamp
     from rsparse.evaluation.describe import short
 
     windows = _kind.windows_of(args, tokenizer, args.data)
@@ -65,12 +64,7 @@ def start(
         "settle_tokens": args.settle_tokens,
         "calibration": None if calibration is None else calibration.meta.label,
     } | extra
-    stamp = {
-        "model": model_stamp(args.model),
-        "text": text_stamp(args.data),
-        "dtype": str(model.dtype),
-        "tokens": windows.numel(),
-    }
+    stamp = _kind.stamp(args, model, windows)
     stamp["calibrated"] = (
         None if calibration is None else [calibration.meta.weights_sha, calibration.meta.data, calibration.meta.seed]
     )

@@ -24,7 +24,6 @@ def run(args: argparse.Namespace) -> None:
     from rsparse.analysis.multi_phase import bias_terms, down_sites
     from rsparse.analysis.multi_phase_views import FEW, by_layer, lines, plot, summary
     from rsparse.analysis.points import Points
-    from rsparse.benchmark.settings import model_stamp, text_stamp
     from rsparse.evaluation.describe import short
     from rsparse.records import Run
 
@@ -35,13 +34,7 @@ def run(args: argparse.Namespace) -> None:
     down_sites(model)
     windows = _kind.windows_of(args, tokenizer, args.data)
     config: dict[str, Any] = {"data": short(args.data), "seq_len": args.seq_len, "sink_tokens": args.sink_tokens}
-    stamp = {
-        "model": model_stamp(args.model),
-        "text": text_stamp(args.data),
-        "dtype": str(model.dtype),
-        "tokens": windows.numel(),
-    }
-    points = Points(_kind.points_path(args), config | stamp)
+    points = Points(_kind.points_path(args), config | _kind.stamp(args, model, windows))
     rank_level = min(levels, key=lambda level: abs(level - 0.5))
     # A term a phase and token: more phases cost in proportion, and are of higher rank still.
     few = [count for count in phases if count <= FEW] or phases[:1]

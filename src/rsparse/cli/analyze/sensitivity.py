@@ -28,7 +28,6 @@ def run(args: argparse.Namespace) -> None:
     from rsparse import criteria
     from rsparse.analysis.points import Points
     from rsparse.analysis.sensitivity import SensitivitySettings, lines, plot, sensitivity, summary, unit_sizes
-    from rsparse.benchmark.settings import model_stamp, text_stamp
     from rsparse.evaluation.describe import short
     from rsparse.records import Run
 
@@ -42,13 +41,7 @@ def run(args: argparse.Namespace) -> None:
     windows = _kind.windows_of(args, tokenizer, args.data)
     config = {"data": short(args.data), "seq_len": args.seq_len, "levels": list(settings.levels)}
     config |= {"grouping": args.grouping, "criterion": args.criterion, "sink_tokens": args.sink_tokens}
-    stamp = {
-        "model": model_stamp(args.model),
-        "text": text_stamp(args.data),
-        "dtype": str(model.dtype),
-        "tokens": windows.numel(),
-    }
-    kl = sensitivity(model, windows, settings, Points(_kind.points_path(args), config | stamp))
+    kl = sensitivity(model, windows, settings, Points(_kind.points_path(args), config | _kind.stamp(args, model, windows)))
     plot(
         kl,
         _kind.title(args, f"one unit sparse at a time, {windows.numel()} tokens of {short(args.data)}"),
