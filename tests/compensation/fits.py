@@ -19,6 +19,15 @@ from tests.support.models import token_ids
 SETTINGS = FitSettings(steps=6, batch_tokens=96, learning_rate=0.1, check_every=2)
 
 
+IDS = token_ids(3, 20, seed=5)
+
+
+@torch.no_grad()
+def logits(model: Any, ids: Tensor = IDS) -> Tensor:
+    found: Tensor = model(ids).logits
+    return found
+
+
 def text() -> tuple[Tensor, Tensor]:
     """(windows [18, 24], held-out ones [5, 24]) of random tokens: of a small text's few, scores are too few to divide."""
     return token_ids(18, 24, seed=11), token_ids(5, 24, seed=12)
@@ -65,3 +74,15 @@ def achieved(model: Any, windows: Tensor, sink_tokens: int = 1) -> tuple[float, 
     with measuring(model) as meter, state(model).policy.using(TokenPolicy("all", sink_tokens=sink_tokens)):
         model(windows)
     return achieved_sparsity(model, meter)
+
+
+class StopError(Exception):
+    pass
+
+
+def stopping_at(step):
+    def report(progress):
+        if progress.step == step:
+            raise StopError
+
+    return report

@@ -1,4 +1,4 @@
-"""The fit: it helps, it touches nothing that is not its own, it goes on where it stopped, and it fails cleanly."""
+"""The fit: it helps, and it touches nothing that is not its own."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ import math
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from rsparse.compensation import FitSettings, compensate
 from rsparse.compensation import fit as module
 from rsparse.compensation.fitted import LEVEL_SCALE
-from rsparse.errors import RSparseError
 from rsparse.losses import compare, dense_states, hidden_states
-from rsparse.sparse_model import replace_units, state, unit_members
+from rsparse.sparse_model import state, unit_members
 from rsparse.token_policy import TokenPolicy
-from tests.compensation.fits import SETTINGS, achieved, contents, fitted, model_of, same, text
-from tests.support.models import tiny_model, token_ids
-from tests.support.recipes import LAYOUTS, with_vectors
-
-IDS = token_ids(3, 20, seed=5)
-
-
-@torch.no_grad()
-def logits(model, ids=IDS):
-    return model(ids).logits
+from tests.compensation.fits import (
+    SETTINGS,
+    achieved,
+    contents,
+    fitted,
+    logits,
+    model_of,
+    same,
+    text,
+)
+from tests.support.models import tiny_model
+from tests.support.recipes import LAYOUTS
 
 
 @torch.no_grad()
@@ -39,17 +37,8 @@ def heldout_kl(model, sinks=1):
         return float(compare(model, heldout, hidden_states(model, heldout), dense).kl.mean())
 
 
-@pytest.fixture(scope="module")
-def done():
-    """A model and its fit: leave them as they are."""
-    return fitted()
-
-
 def a_fit(**changes):
     return module._Fit(model_of(), *text(), dataclasses.replace(SETTINGS, **changes), 1, print)
-
-
-# ---- what comes of it
 
 
 @pytest.mark.parametrize(
@@ -269,298 +258,6 @@ def test_settling_looks_at_windows_from_all_over_the_text(monkeypatch):
     fit = a_fit()
     fit.prepare()
     assert torch.equal(fit.fitted.windows, windows[[0, 17]])
-
-
-# ---- interrupted and resumed
-
-
-class StopError(Exception):
-    pass
-
-
-def stopping_at(step):
-    def report(progress):
-        if progress.step == step:
-            raise StopError
-
-    return report
-
-
-@pytest.mark.parametrize(("stop", "factors"), [(2, True), (4, False), (6, True)])
-def test_a_resumed_fit_ends_as_one_that_nobody_disturbed(tmp_path, done, stop, factors):
-    whole = done if factors else fitted(factors=False)
-    path = tmp_path / "new.fit"
-    with pytest.raises(StopError):
-        fitted(state_file=path, report=stopping_at(stop), factors=factors)
-    steps, real = [], module._Fit._step
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module._Fit, "_step", lambda self, step: steps.append(step) or real(self, step))
-        model, result = fitted(state_file=path, factors=factors)
-    assert steps == list(range(stop + 1, 7))
-    assert same(contents(model), contents(whole[0]))
-    assert state(model).recipe == state(whole[0]).recipe
-    assert result.history == whole[1].history
-    assert (result.before, result.kl, result.step) == (whole[1].before, whole[1].kl, whole[1].step)
-
-
-def test_the_best_state_of_before_the_interruption_is_kept(tmp_path, monkeypatch):
-    kls = {0: 5.0, 2: 1.0, 4: 2.0, 6: 3.0}
-    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: kls[step])
-    whole = fitted()
-    with pytest.raises(StopError):
-        fitted(state_file=tmp_path / "new.fit", report=stopping_at(4))
-    model, result = fitted(state_file=tmp_path / "new.fit")
-    assert result.step == 2
-    assert same(contents(model), contents(whole[0]))
-
-
-def test_patience_counts_across_the_interruption(tmp_path, monkeypatch):
-    kls = {0: 5.0, 2: 1.0, 4: 2.0, 6: 3.0}
-    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: kls[step])
-    options = {"state_file": tmp_path / "new.fit", "check_every": 2, "patience": 2}
-    with pytest.raises(StopError):
-        fitted(report=stopping_at(6), **options)
-    monkeypatch.setattr(module._Fit, "_step", lambda self, step: pytest.fail("went on"))
-    assert fitted(**options)[1].history == list(kls.items())
-
-
-def test_the_state_is_written_at_each_check(tmp_path):
-    path = tmp_path / "deep" / "new.fit"
-    steps = []
-
-    def report(progress):
-        with safe_open(path, framework="pt") as file:
-            steps.append((progress.step, file.metadata()["fit"]))
-        assert [each.name for each in path.parent.iterdir()] == ["new.fit"]
-
-    _, result = fitted(state_file=path, report=report)
-    assert [step for step, _ in steps] == [2, 4, 6]
-    assert all(f'"step": {step}' in found for step, found in steps)
-    assert result.history == fitted(state_file=path)[1].history  # all done: nothing is left to do
-
-
-def stopped(path, **changes):
-    with pytest.raises(StopError):
-        fitted(state_file=path, report=stopping_at(2), **changes)
-    return path.read_bytes()
-
-
-OTHERS = {
-    "settings": {"steps": 13},
-    "seed": {"seed": 1},
-    "levels": {"levels": False},
-    "sinks": {"sink_tokens": 2},
-}
-
-
-@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
-def test_another_fits_state(tmp_path, changes):
-    before = stopped(tmp_path / "new.fit")
-    refused_state(tmp_path, "is the state of another fit", **changes)
-    assert (tmp_path / "new.fit").read_bytes() == before
-
-
-def refused_state(tmp_path, says, model=None, **changes):
-    model = model_of() if model is None else model
-    buffers, recipe = contents(model), state(model).recipe
-    with pytest.raises(RSparseError, match=says) as caught:
-        fitted(model, state_file=tmp_path / "new.fit", **changes)
-    assert "new.fit" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert same(contents(model), buffers)
-    assert state(model).recipe is recipe
-
-
-def test_another_models_state(tmp_path, monkeypatch):
-    stopped(tmp_path / "new.fit")
-    says = "is the state of another fit"
-    weights = model_of()
-    with torch.no_grad():
-        weights.lm_head.weight[0, 0] += 1
-    refused_state(tmp_path, says, weights)
-    refused_state(tmp_path, says, model_of(rho=0.8))
-    refused_state(tmp_path, says, model_of().to(torch.bfloat16))
-    windows, heldout = text()
-    for texts in ((windows.flip(0), heldout), (windows, heldout.flip(0))):
-        with pytest.raises(RSparseError, match=says):
-            compensate(model_of(), *texts, SETTINGS, state_file=tmp_path / "new.fit")
-
-
-@pytest.mark.parametrize("left", [0, 5, 100, -40])
-def test_a_damaged_state(tmp_path, left):
-    whole = stopped(tmp_path / "new.fit")
-    (tmp_path / "new.fit").write_bytes(whole[:left])
-    refused_state(tmp_path, "cannot read .*a fit's state: .*; remove it")
-
-
-def test_states_that_are_none(tmp_path):
-    (tmp_path / "new.fit").write_text("all of my thesis, which is not a fit")
-    refused_state(tmp_path, "cannot read")
-    save_file({"values": torch.zeros(3)}, tmp_path / "new.fit")
-    refused_state(tmp_path, "cannot read")
-    names = ("values", "exp_avg", "exp_avg_sq", "kept")
-    save_file({name: torch.zeros(3) for name in names}, tmp_path / "new.fit")
-    refused_state(tmp_path, "cannot read")
-    (tmp_path / "new.fit").unlink()
-    (tmp_path / "new.fit").mkdir()
-    refused_state(tmp_path, "cannot read")
-
-
-# ---- refused, and failed
-
-
-@pytest.mark.parametrize("start", ["plain", "compensated"])
-@pytest.mark.parametrize(
-    ("target", "error"),
-    [
-        ("FittedVector", MemoryError),
-        ("dense_states", KeyboardInterrupt),
-        ("kl_gradient", ValueError),
-        ("compare", KeyboardInterrupt),
-        ("_mark_compensated", RSparseError),
-    ],
-)
-def test_an_error_leaves_the_model_as_it_was(monkeypatch, target, error, start):
-    model = model_of() if start == "plain" else with_vectors(model_of())
-    model.lm_head.weight.requires_grad_(False)
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    before, recipe, answer = contents(model), state(model).recipe, logits(model)
-    real, calls = getattr(module, target), itertools.count(1)
-
-    def failing(*arguments, **options):
-        if target == "kl_gradient" and next(calls) < 4:
-            return real(*arguments, **options)
-        if target == "_mark_compensated":
-            real(*arguments, **options)
-        raise error("stop")
-
-    monkeypatch.setattr(module, target, failing)
-    with pytest.raises(error):
-        fitted(model)
-    assert same(contents(model), before)
-    assert state(model).recipe == recipe
-    assert torch.equal(logits(model), answer)
-    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
-    for members in unit_members(model).values():
-        for member in members:
-            assert member.ops is state(model).ops
-            assert not member._forward_hooks
-            assert not member._forward_pre_hooks
-            assert not any(buffer is not None and buffer.requires_grad for buffer in member._buffers.values())
-
-
-def test_a_report_that_raises_leaves_the_model_as_it_was():
-    model = model_of()
-    before, recipe = contents(model), state(model).recipe
-    with pytest.raises(StopError):
-        fitted(model, report=stopping_at(4))
-    assert same(contents(model), before)
-    assert state(model).recipe == recipe
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_parameters_that_were_frozen_stay_so():
-    model = model_of()
-    model.model.requires_grad_(False)
-    fitted(model, steps=3)
-    assert {name for name, each in model.named_parameters() if each.requires_grad} <= {"lm_head.weight"}
-    assert not any(each.requires_grad for each in model.model.parameters())
-
-
-def refused(says, model, windows=None, heldout=None, settings=SETTINGS, **options):
-    buffers = contents(model)
-    with pytest.raises(RSparseError, match=says) as caught:
-        compensate(
-            model, *(text()[0] if windows is None else windows, text()[1] if heldout is None else heldout), settings, **options
-        )
-    assert "\n" not in str(caught.value)
-    assert same(contents(model), buffers)
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_a_dense_model():
-    refused("no sparse linears to compensate; sparsify it first", tiny_model("llama"))
-    refused("no sparse linears", model_of(rho=1.0, sparsity=0.0))
-
-
-def test_windows_that_do_not_fit():
-    refused("windows of 24 tokens, held-out ones of 12", model_of(), heldout=token_ids(4, 12))
-    short = dataclasses.replace(SETTINGS, batch_tokens=23)
-    refused("batch_tokens 23 is less than one window of 24 tokens", model_of(), settings=short)
-
-
-@pytest.mark.parametrize("sinks", [-1, 24, 100])
-def test_sinks_that_leave_no_token(sinks):
-    refused("sink_tokens must be from 0 to below the window's 24 tokens", model_of(), sink_tokens=sinks)
-
-
-def test_a_unit_without_room_for_a_vector():
-    """1/48 of the weights, where low rank has taken all but 1/96."""
-    model = model_of(rho=1.0, grouping="linear", stacked=False)
-    recipe, name = state(model).recipe, "model.layers.0.self_attn.o_proj"
-    replace_units(model, {**recipe.units, name: dataclasses.replace(recipe.units[name], sparsity=1 - 1 / 96)})
-    before = state(model).recipe
-    refused(f"recipe unit {name}: .* costs more than sparsity", model)
-    assert state(model).recipe == before
-
-
-@pytest.mark.parametrize("where", ["head", "batch", "heldout"])
-def test_a_kl_that_is_no_number(monkeypatch, where):
-    model, says = model_of(), "the KL is not finite at step 3"
-    if where == "head":
-        with torch.no_grad():
-            model.lm_head.weight[0] = math.nan
-        says = "the KL is not finite at step 0"
-    elif where == "batch":
-        calls, real = itertools.count(1), module.kl_gradient
-        monkeypatch.setattr(module, "kl_gradient", lambda *a: (math.inf, real(*a)[1]) if next(calls) == 3 else real(*a))
-    else:
-        calls, real = itertools.count(), module.compare
-        monkeypatch.setattr(
-            module,
-            "compare",
-            lambda *a: dataclasses.replace(found := real(*a), kl=found.kl * (math.nan if next(calls) == 1 else 1)),
-        )
-        says = "the KL is not finite at step 2"
-    refused(f"{says}; try --dtype float32 or a lower learning rate", model)
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"batch_tokens": 0}, "batch_tokens must be at least 1"),
-        ({"check_every": 0}, "check_every must be at least 1"),
-        ({"patience": 0}, "patience must be at least 1"),
-        ({"learning_rate": 0.0}, r"learning_rate must be in \(0, 1\]"),
-        ({"learning_rate": 1.5}, "learning_rate"),
-        ({"learning_rate": math.nan}, "learning_rate"),
-        ({"seed": -1}, "seed must be 0 or more"),
-    ],
-)
-def test_settings_out_of_range(changes, says):
-    with pytest.raises(RSparseError, match=says):
-        FitSettings(**changes)
-
-
-def test_settings_by_device_and_from_words():
-    assert FitSettings.for_device("cuda") == FitSettings()
-    small = FitSettings.for_device("cpu")
-    assert small.steps * small.batch_tokens < FitSettings().steps * FitSettings().batch_tokens / 8
-    words = {"steps": "7", "learning_rate": "0.5", "levels": "false", "factors": "True"}
-    assert FitSettings.parse(words, "cpu") == dataclasses.replace(small, steps=7, learning_rate=0.5, levels=False)
-    assert FitSettings.parse({}, "cuda") == FitSettings()
-    for given, says in (
-        ({"colour": "red"}, "takes no option 'colour'"),
-        ({"__doc__": "red"}, "takes no option"),
-        ({"parse": "red"}, "takes no option"),
-        ({"steps": "many"}, "steps must be like 60, got 'many'"),
-        ({"steps": "1.5"}, "steps must be like"),
-        ({"levels": "1"}, "levels must be like True, got '1'"),
-        ({"steps": "0"}, "steps must be at least 1"),
-    ):
-        with pytest.raises(RSparseError, match=says):
-            FitSettings.parse(given, "cpu")
 
 
 def test_levels_are_in_units_of_a_step(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
@@ -81,3 +82,41 @@ def test_a_step_holds_a_window():
 def test_they_do_not_change():
     with pytest.raises(FrozenInstanceError):
         FitSettings().steps = 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_tokens": 0}, "batch_tokens must be at least 1"),
+        ({"check_every": 0}, "check_every must be at least 1"),
+        ({"patience": 0}, "patience must be at least 1"),
+        ({"learning_rate": 0.0}, r"learning_rate must be in \(0, 1\]"),
+        ({"learning_rate": 1.5}, "learning_rate"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"seed": -1}, "seed must be 0 or more"),
+    ],
+)
+def test_settings_out_of_range(changes, says):
+    with pytest.raises(RSparseError, match=says):
+        FitSettings(**changes)
+
+
+def test_settings_by_device_and_from_words():
+    assert FitSettings.for_device("cuda") == FitSettings()
+    small = FitSettings.for_device("cpu")
+    assert small.steps * small.batch_tokens < FitSettings().steps * FitSettings().batch_tokens / 8
+    words = {"steps": "7", "learning_rate": "0.5", "levels": "false", "factors": "True"}
+    assert FitSettings.parse(words, "cpu") == replace(small, steps=7, learning_rate=0.5, levels=False)
+    assert FitSettings.parse({}, "cuda") == FitSettings()
+    for given, says in (
+        ({"colour": "red"}, "takes no option 'colour'"),
+        ({"__doc__": "red"}, "takes no option"),
+        ({"parse": "red"}, "takes no option"),
+        ({"steps": "many"}, "steps must be like 60, got 'many'"),
+        ({"steps": "1.5"}, "steps must be like"),
+        ({"levels": "1"}, "levels must be like True, got '1'"),
+        ({"steps": "0"}, "steps must be at least 1"),
+    ):
+        with pytest.raises(RSparseError, match=says):
+            FitSettings.parse(given, "cpu")

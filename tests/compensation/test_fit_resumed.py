@@ -1,0 +1,143 @@
+"""A fit that was interrupted goes on where it stopped, and takes no other fit's state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from rsparse.compensation import compensate
+from rsparse.compensation import fit as module
+from rsparse.errors import RSparseError
+from rsparse.sparse_model import state
+from tests.compensation.fits import (
+    SETTINGS,
+    StopError,
+    contents,
+    fitted,
+    model_of,
+    same,
+    stopping_at,
+    text,
+)
+
+
+@pytest.mark.parametrize(("stop", "factors"), [(2, True), (4, False), (6, True)])
+def test_a_resumed_fit_ends_as_one_that_nobody_disturbed(tmp_path, done, stop, factors):
+    whole = done if factors else fitted(factors=False)
+    path = tmp_path / "new.fit"
+    with pytest.raises(StopError):
+        fitted(state_file=path, report=stopping_at(stop), factors=factors)
+    steps, real = [], module._Fit._step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module._Fit, "_step", lambda self, step: steps.append(step) or real(self, step))
+        model, result = fitted(state_file=path, factors=factors)
+    assert steps == list(range(stop + 1, 7))
+    assert same(contents(model), contents(whole[0]))
+    assert state(model).recipe == state(whole[0]).recipe
+    assert result.history == whole[1].history
+    assert (result.before, result.kl, result.step) == (whole[1].before, whole[1].kl, whole[1].step)
+
+
+def test_the_best_state_of_before_the_interruption_is_kept(tmp_path, monkeypatch):
+    kls = {0: 5.0, 2: 1.0, 4: 2.0, 6: 3.0}
+    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: kls[step])
+    whole = fitted()
+    with pytest.raises(StopError):
+        fitted(state_file=tmp_path / "new.fit", report=stopping_at(4))
+    model, result = fitted(state_file=tmp_path / "new.fit")
+    assert result.step == 2
+    assert same(contents(model), contents(whole[0]))
+
+
+def test_patience_counts_across_the_interruption(tmp_path, monkeypatch):
+    kls = {0: 5.0, 2: 1.0, 4: 2.0, 6: 3.0}
+    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: kls[step])
+    options = {"state_file": tmp_path / "new.fit", "check_every": 2, "patience": 2}
+    with pytest.raises(StopError):
+        fitted(report=stopping_at(6), **options)
+    monkeypatch.setattr(module._Fit, "_step", lambda self, step: pytest.fail("went on"))
+    assert fitted(**options)[1].history == list(kls.items())
+
+
+def test_the_state_is_written_at_each_check(tmp_path):
+    path = tmp_path / "deep" / "new.fit"
+    steps = []
+
+    def report(progress):
+        with safe_open(path, framework="pt") as file:
+            steps.append((progress.step, file.metadata()["fit"]))
+        assert [each.name for each in path.parent.iterdir()] == ["new.fit"]
+
+    _, result = fitted(state_file=path, report=report)
+    assert [step for step, _ in steps] == [2, 4, 6]
+    assert all(f'"step": {step}' in found for step, found in steps)
+    assert result.history == fitted(state_file=path)[1].history  # all done: nothing is left to do
+
+
+def stopped(path, **changes):
+    with pytest.raises(StopError):
+        fitted(state_file=path, report=stopping_at(2), **changes)
+    return path.read_bytes()
+
+
+OTHERS = {
+    "settings": {"steps": 13},
+    "seed": {"seed": 1},
+    "levels": {"levels": False},
+    "sinks": {"sink_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
+def test_another_fits_state(tmp_path, changes):
+    before = stopped(tmp_path / "new.fit")
+    refused_state(tmp_path, "is the state of another fit", **changes)
+    assert (tmp_path / "new.fit").read_bytes() == before
+
+
+def refused_state(tmp_path, says, model=None, **changes):
+    model = model_of() if model is None else model
+    buffers, recipe = contents(model), state(model).recipe
+    with pytest.raises(RSparseError, match=says) as caught:
+        fitted(model, state_file=tmp_path / "new.fit", **changes)
+    assert "new.fit" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert same(contents(model), buffers)
+    assert state(model).recipe is recipe
+
+
+def test_another_models_state(tmp_path, monkeypatch):
+    stopped(tmp_path / "new.fit")
+    says = "is the state of another fit"
+    weights = model_of()
+    with torch.no_grad():
+        weights.lm_head.weight[0, 0] += 1
+    refused_state(tmp_path, says, weights)
+    refused_state(tmp_path, says, model_of(rho=0.8))
+    refused_state(tmp_path, says, model_of().to(torch.bfloat16))
+    windows, heldout = text()
+    for texts in ((windows.flip(0), heldout), (windows, heldout.flip(0))):
+        with pytest.raises(RSparseError, match=says):
+            compensate(model_of(), *texts, SETTINGS, state_file=tmp_path / "new.fit")
+
+
+@pytest.mark.parametrize("left", [0, 5, 100, -40])
+def test_a_damaged_state(tmp_path, left):
+    whole = stopped(tmp_path / "new.fit")
+    (tmp_path / "new.fit").write_bytes(whole[:left])
+    refused_state(tmp_path, "cannot read .*a fit's state: .*; remove it")
+
+
+def test_states_that_are_none(tmp_path):
+    (tmp_path / "new.fit").write_text("all of my thesis, which is not a fit")
+    refused_state(tmp_path, "cannot read")
+    save_file({"values": torch.zeros(3)}, tmp_path / "new.fit")
+    refused_state(tmp_path, "cannot read")
+    names = ("values", "exp_avg", "exp_avg_sq", "kept")
+    save_file({name: torch.zeros(3) for name in names}, tmp_path / "new.fit")
+    refused_state(tmp_path, "cannot read")
+    (tmp_path / "new.fit").unlink()
+    (tmp_path / "new.fit").mkdir()
+    refused_state(tmp_path, "cannot read")
