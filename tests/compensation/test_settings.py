@@ -51,7 +51,7 @@ def test_what_is_no_setting_is_refused(name):
         ("steps", "2.5", "compensate: steps must be like 60, got '2.5'"),
         ("steps", "inf", "compensate: steps must be like 60, got 'inf'"),
         ("levels", "perhaps", "compensate: levels must be like True, got 'perhaps'"),
-        ("learning_rate", "fast", "compensate: learning_rate must be like 0.01, got 'fast'"),
+        ("learning_rate", "fast", "compensate: learning_rate must be like 0.005, got 'fast'"),
         ("steps", "0", "steps must be at least 1, got 0"),
         ("batch_tokens", "-1", "batch_tokens must be at least 1, got -1"),
         ("check_every", "0", "check_every must be at least 1, got 0"),

@@ -20,7 +20,7 @@ class FitSettings:
 
     steps: int = 200
     batch_tokens: int = 4096
-    learning_rate: float = 0.01
+    learning_rate: float = 0.005
     levels: bool = True
     factors: bool = True
     check_every: int = 20
