@@ -1,8 +1,8 @@
-"""Generate docs/results.md, the README's table and docs/pareto.png from the records in results/.
+"""Generate docs/results.md, the tables in README.md and docs/quality.md, and docs/pareto.png from the records in results/.
 
     python tools/make_results.py [--check]
 
-`--check` writes nothing and fails where the README or the page is not what the records give.
+`--check` writes nothing and fails where a page is not what the records give.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rsparse.analysis.gap_table import gap_tables
 from rsparse.analysis.pareto import plot
 from rsparse.analysis.quality_table import figure, head_lines, load_records, markdown, row_line, share_of_chance, texts_of
 
 ROOT = Path(__file__).resolve().parent.parent
-BENCH = ROOT / "results" / "bench"
+BENCH, QUALITY = ROOT / "results" / "bench", ROOT / "results" / "quality"
 BEGIN, END = "<!-- results: begin (tools/make_results.py) -->", "<!-- results: end -->"
 TEXTS = {"wikitext2-test.txt": "WikiText-2", "c4-short.jsonl": "C4"}
 TITLES = TEXTS | {"stackexchange.txt": "StackExchange", "github.txt": "GitHub"}
@@ -143,6 +144,19 @@ def readme_table(records: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def quality_block(bench: list[dict[str, Any]], quality: list[dict[str, Any]]) -> str:
+    """What the presets and compensation win back."""
+    records = [r for r in [*bench, *quality] if r["config"]["token_policy"] == "all"]
+    texts = [text for text in TITLES if text != "github.txt"]
+    return "\n".join([*gap_tables(records, texts), bench_protocol(quality)])
+
+
+def between(path: Path, block: str) -> str:
+    """The page with `block` between its markers."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    return f"{before}{BEGIN}\n{block}\n{END}{rest.partition(END)[2]}"
+
+
 def order(name: str) -> tuple[int, str]:
     places = ("dense", "sparse_only", "rho0.98", "rho0.95", "rho0.9")
     return next((i for i, place in enumerate(places) if place in name), 9), name
@@ -166,16 +180,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    records = load_records(BENCH)
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    block = "\n".join([BEGIN, *readme_table(records), "", bench_protocol(records), END])
+    records, quality = load_records(BENCH), load_records(QUALITY)
     uniform = load(ROOT / "results" / "uniform" / "smollm2-135m")
-    wanted = {readme: before + block + after, ROOT / "docs" / "results.md": page(records, uniform)}
+    wanted = {
+        path: between(path, block)
+        for path, block in (
+            (ROOT / "README.md", "\n".join([*readme_table(records), "", bench_protocol(records)])),
+            (ROOT / "docs" / "quality.md", quality_block(records, quality)),
+        )
+    }
+    wanted[ROOT / "docs" / "results.md"] = page(records, uniform)
     if args.check:
         stale = [path.name for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-        print(f"stale: {', '.join(stale)}; run `make results`" if stale else "README and results page match the records")
+        print(f"stale: {', '.join(stale)}; run `make results`" if stale else "the pages match the records")
         return 1 if stale else 0
     for path, text in wanted.items():
         path.write_text(text, encoding="utf-8")
