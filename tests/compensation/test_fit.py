@@ -224,18 +224,34 @@ def test_the_learning_rate_warms_up_and_ends_near_zero():
 
 def test_batches_are_a_function_of_seed_and_step():
     windows, one = text()[0], a_fit(batch_tokens=24 * 6 + 23)
-    backwards = {step: one._batch(step) for step in range(6, 0, -1)}
+    backwards = {step: one._picked(step) for step in range(6, 0, -1)}
     fresh = a_fit(batch_tokens=24 * 6)
-    assert all(torch.equal(fresh._batch(step), batch) for step, batch in backwards.items())
-    rows = [tuple(row) for step in range(1, 7) for row in backwards[step].tolist()]
-    everything = sorted(map(tuple, windows.tolist()))
-    assert sorted(rows[:18]) == sorted(rows[18:]) == everything  # three steps see each window once
-    assert rows[:18] != rows[18:]
-    assert not torch.equal(a_fit(batch_tokens=24 * 6, seed=1)._batch(1), backwards[1])
+    assert all(fresh._picked(step) == batch for step, batch in backwards.items())
+    places = [place for step in range(1, 7) for place in backwards[step]]
+    assert sorted(places[:18]) == sorted(places[18:]) == list(range(len(windows)))  # three steps see each window once
+    assert places[:18] != places[18:]
+    assert a_fit(batch_tokens=24 * 6, seed=1)._picked(1) != backwards[1]
 
 
 def test_a_batch_larger_than_the_text_takes_windows_again():
-    assert len(a_fit(batch_tokens=24 * 100)._batch(1)) == 100
+    assert len(a_fit(batch_tokens=24 * 100)._picked(1)) == 100
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(4, False), (5, True)])
+def test_dense_states_are_kept_where_windows_come_again(monkeypatch, steps, kept):
+    """18 windows, 4 a step: the fifth begins a second pass. The states decide nothing but the time."""
+    results = []
+    for limit in (1e9, 0):
+        monkeypatch.setattr(module, "STATE_BYTES", limit)
+        found = []
+        prepare = module._Fit.prepare
+        monkeypatch.setattr(module._Fit, "prepare", lambda fit, found=found, run=prepare: (run(fit), found.append(fit)))
+        results.append(fitted(steps=steps)[1].history)
+        monkeypatch.setattr(module._Fit, "prepare", prepare)
+        states = found[0].dense_windows
+        assert (states is not None) == (kept and limit > 0)
+        assert states is None or states.shape == (18, 24, found[0].model.config.hidden_size)
+    assert [kl for _, kl in results[0]] == pytest.approx([kl for _, kl in results[1]], rel=1e-5)
 
 
 def test_making_a_fit_changes_nothing():

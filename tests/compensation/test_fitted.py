@@ -139,13 +139,13 @@ def test_a_threshold_follows_its_level_between_two_settlings():
     model, fitted = vector(factors=False)
     fitted.settle()
     before = {name: float(members[0].threshold) for name, members in unit_members(model).items()}
-    first, rough = fitted.level_names[0], fitted._settled[0]
+    first, slope = fitted.level_names[0], fitted._settled.slope[0]
     with torch.no_grad():
         fitted.values[-len(fitted.level_names)] += 0.03 / LEVEL_SCALE
     fitted.bind()
     for name, members in unit_members(model).items():
         assert members[0].threshold.requires_grad
-        expected = before[name] * (torch.exp(rough.slope * 0.03).item() if name == first else 1)
+        expected = before[name] * (torch.exp(slope * 0.03).item() if name == first else 1)
         assert float(members[0].threshold.detach()) == pytest.approx(expected, rel=1e-4)
     assert achieved(model, text()[0])[1][first] == pytest.approx(0.53, abs=0.006)
     fitted.settle()

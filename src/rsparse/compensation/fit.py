@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SETTLE_TOKENS = 8192
+# Dense states of the training windows that are kept for the passes after the first: 262,144 tokens of hidden size 1536 in bf16.
+STATE_BYTES = 1e9
 _WARM_UP = 10
 
 
@@ -126,6 +128,9 @@ class _Fit:
         self.fitted = FittedVector(model, settling, self.sink_tokens, settings)
         self.optimizer = torch.optim.Adam([self.fitted.values], lr=settings.learning_rate, betas=(0.9, 0.98))
         self.dense_heldout = dense_states(model, self.heldout)
+        size = windows.numel() * model.config.hidden_size * model.dtype.itemsize
+        repeated = settings.steps * settings.batch_tokens > windows.numel()
+        self.dense_windows = dense_states(model, windows) if repeated and size <= STATE_BYTES else None
 
     def run(self, label: str, file: FitFile | None, saved: Saved | None) -> Compensated:
         settings, fitted, start = self.settings, self.fitted, time.perf_counter()
@@ -187,10 +192,9 @@ class _Fit:
         settings, fitted, model = self.settings, self.fitted, self.model
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule(step, settings.steps)
-        ids = self._batch(step)
-        rows = state(model).policy
-        with torch.no_grad(), rows.using(TokenPolicy("dense")):
-            dense = hidden_states(model, ids)
+        picked = self._picked(step)
+        ids, rows = self.windows[picked].to(self.device), state(model).policy
+        dense = dense_states(model, ids) if self.dense_windows is None else self.dense_windows[picked]
         with torch.enable_grad(), fitted.trainable(), rows.using(self.policy):
             fitted.bind()
             hidden = hidden_states(model, ids)
@@ -203,14 +207,14 @@ class _Fit:
         fitted.project()
         return kl
 
-    def _batch(self, step: int) -> Tensor:
-        """Windows of `step`, a pure function of (seed, step): each pass over the text in an order of its own."""
+    def _picked(self, step: int) -> list[int]:
+        """The windows of `step`, a pure function of (seed, step): each pass over the text in an order of its own."""
         count = max(1, self.settings.batch_tokens // self.windows.shape[1])
         picked = []
         for place in range((step - 1) * count, step * count):
             epoch, index = divmod(place, len(self.windows))
             picked.append(int(_order(self.settings.seed, epoch, len(self.windows))[index]))
-        return self.windows[picked].to(self.device)
+        return picked
 
     @torch.no_grad()
     def _heldout_kl(self, step: int) -> float:

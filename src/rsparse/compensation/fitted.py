@@ -13,7 +13,7 @@ from torch import Tensor
 from rsparse.compensation.settings import FitSettings
 from rsparse.compensation.trainable import BACKEND
 from rsparse.losses import hidden_states, window_batches
-from rsparse.settle import settle, settle_roughly
+from rsparse.settle import Rough, settle, settle_roughly
 from rsparse.sparse_linear import RSparseLinear
 from rsparse.sparse_model import recipe_state, unit_members
 
@@ -48,6 +48,7 @@ class FittedVector:
         self.units = unit_members(model)
         self.parts = _parts(model, self.units, windows, sink_tokens, settings)
         start = torch.cat([part.start.flatten() for part in self.parts])
+        self._scales = torch.cat([part.scale.expand_as(part.start).flatten() for part in self.parts])
         recipe = recipe_state(model).recipe
         self.level_names = list(self.units) if settings.levels else []
         self.sizes = start.new_tensor([recipe.units[name].size for name in self.level_names])
@@ -72,9 +73,9 @@ class FittedVector:
         """Put the vector into the linears, as tensors that carry its gradient."""
         self._bind_parts()
         if self.level_names:
-            moved = (self.levels - self._settled_levels).unbind()
-            for name, rough, move in zip(self.level_names, self._settled, moved, strict=True):
-                self.units[name][0].threshold = (rough.log_threshold + rough.slope * move).exp()
+            moved = self._settled.log_threshold + self._settled.slope * (self.levels - self._settled_levels)
+            for name, threshold in zip(self.level_names, moved.exp().unbind(), strict=True):
+                self.units[name][0].threshold = threshold
 
     @torch.no_grad()
     def settle(self, *, exactly: bool = False) -> None:
@@ -85,15 +86,20 @@ class FittedVector:
         shares = {name: max(0.0, 1 - levels.get(name, units[name].sparsity) - self.fixed[name]) for name in self.units}
         if exactly:
             settle(self.model, self.windows, self.sink_tokens, shares)
+            for part in self.parts:  # tensors of their own again, as a file wants them
+                setattr(part.module, part.name, getattr(part.module, part.name).clone())
         else:
             found = settle_roughly(self.model, self.windows, self.sink_tokens, shares)
-            self._settled = [found[name] for name in self.level_names]
-            self._settled_levels = self.levels.clone()
+            if self.level_names:
+                rough = zip(*(found[name] for name in self.level_names), strict=True)
+                self._settled = Rough(*(torch.stack(column) for column in rough))
+                self._settled_levels = self.levels.clone()
 
     def _bind_parts(self) -> None:
-        pieces = self.values.split([*(part.start.numel() for part in self.parts), len(self.level_names)])
-        for part, piece in zip(self.parts, pieces[:-1], strict=True):
-            setattr(part.module, part.name, (piece.view_as(part.start) * part.scale).to(part.module.weight.dtype))
+        # All at once: scaled and rounded part by part, a step has 7 % more kernels.
+        scaled = (self.values[: len(self._scales)] * self._scales).to(self.parts[0].module.weight.dtype)
+        for part, piece in zip(self.parts, scaled.split([part.start.numel() for part in self.parts]), strict=True):
+            setattr(part.module, part.name, piece.view_as(part.start))
 
     @torch.no_grad()
     def project_gradient(self) -> None:

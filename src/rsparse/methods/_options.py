@@ -47,7 +47,7 @@ def checked_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _typed(what: str, value: Any, annotation: Any) -> Any:
     """`value` as `annotation` (a type, or the source's text of it) says; other annotations than _KINDS take everything."""
-    annotation = annotation.__name__ if isinstance(annotation, type) else annotation
+    annotation = annotation.__name__ if isinstance(annotation, type) else str(annotation).removesuffix(" | None")
     result = value
     try:
         if annotation == "bool" and isinstance(value, str):
