@@ -17,11 +17,11 @@ ROOT = Path(rsparse.__file__).parent
 # Highest first. A package counts as a whole; imports within a level are fine.
 LEVELS = [
     ["cli", "__main__"],
-    ["integrations", "evaluation", "analysis", "benchmark", "testing"],
+    ["integrations", "evaluation", "analysis", "benchmark", "reproduce", "report", "testing"],
     ["methods"],
     ["search", "compensation", "checkpoint", "runtime", "conversion"],
     ["sparse_linear", "sparse_model", "gated", "bytes_read", "calibration", "models", "losses", "settle"],
-    ["criteria", "lowrank", "ops", "row_policy", "meter"],
+    ["criteria", "lowrank", "ops", "row_policy", "meter", "published"],
     ["recipe", "schema", "token_policy", "atomic", "errors", "progress", "fingerprint", "records", "quiet", "shards"],
 ]
 HEIGHT = {name: len(LEVELS) - level for level, names in enumerate(LEVELS) for name in names}

@@ -6,36 +6,11 @@ import matplotlib.image
 import pytest
 import torch
 
-from rsparse.analysis.multi_phase import DROPPED, LayerBias, bias_terms, multi_phase_relu, phase_of, phase_point, phased
+from rsparse.analysis.multi_phase import DROPPED, LayerBias, bias_terms, phase_point, phased
 from rsparse.analysis.multi_phase_views import by_layer, lines, plot, summary
 from rsparse.evaluation.perplexity import evaluate
+from rsparse.gated.rules.multi_phase import multi_phase_relu, phase_of
 from tests.support.models import tiny_model, token_ids
-
-
-def test_the_papers_example():
-    x = torch.tensor([1.73, 3.55, -0.43, -0.27, 7.59, -1.05, -2, -1.77, 9.43, 6.82])
-    expected = torch.tensor([1.73, 3.55, -0.5, -0.5, 7.59, -1.5, -1.5, -1.5, 9.43, 6.82])
-    assert torch.allclose(multi_phase_relu(x, 0.0, 2), expected)
-
-
-def test_bounds_belong_to_the_phase_above_them():
-    x = torch.tensor([[0.0, -1.0, -2.0, -0.001, -1.001]])
-    assert phase_of(x, 0.0, 2)[0].tolist() == [[-1, 0, 1, 0, 1]]
-
-
-def test_t0_above_zero_changes_positive_values_too():
-    x = torch.tensor([3.0, 0.5, -1.0, 0.2])
-    assert torch.allclose(multi_phase_relu(x, 1.0, 1), torch.tensor([3.0, 0, 0, 0]))
-
-
-def test_each_token_has_its_own_minimum():
-    x = torch.tensor([[1.0, -2.0], [1.0, -6.0]])
-    assert torch.allclose(multi_phase_relu(x, 0.0, 1), torch.tensor([[1.0, -1.0], [1.0, -3.0]]))
-
-
-def test_nothing_below_t0_stays_as_it_is():
-    x = torch.tensor([[1.0, 2.0]])
-    assert torch.equal(multi_phase_relu(x, 0.0, 4), x)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from rsparse.analysis.walk import BlockWalk
 from rsparse.errors import RSparseError
 from rsparse.evaluation.perplexity import evaluate
+from rsparse.gated.rules.multi_phase import multi_phase_relu, phase_of
 from rsparse.models.layout import Site, sites
 from rsparse.progress import progress
 
@@ -33,22 +34,6 @@ if TYPE_CHECKING:
 SITE = "down"
 DROPPED = 0  # in the place of a number of phases: what the terms stand in for
 QUANTILE_ENTRIES = 1 << 24  # entries of a layer that tell its T0
-
-
-def phase_of(x: Tensor, t0: float | Tensor, phases: int) -> tuple[Tensor, Tensor]:
-    """(phase of each entry, −1 where it is kept; each phase's constant [..., phases]) for x [..., in]."""
-    lowest = x.amin(-1, keepdim=True).float()
-    width = (t0 - lowest).clamp_min(0) / phases
-    number = ((t0 - x.float()) / width.clamp_min(1e-30)).ceil() - 1  # x = T_i is in the phase below it
-    number = number.clamp(0, phases - 1).long()
-    steps = torch.arange(phases, device=x.device) + 0.5
-    return torch.where(x < t0, number, -1), t0 - steps * width
-
-
-def multi_phase_relu(x: Tensor, t0: float | Tensor, phases: int) -> Tensor:
-    """x [..., in] with each entry below t0 at its phase's constant."""
-    number, constants = phase_of(x, t0, phases)
-    return torch.where(number < 0, x, constants.gather(-1, number.clamp_min(0)).to(x.dtype))
 
 
 def down_sites(model: PreTrainedModel) -> list[Site]:

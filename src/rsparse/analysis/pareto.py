@@ -36,7 +36,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path, *, policy: str | None = 
         for axis, text in zip(row, texts, strict=True):
             here = [r for r in found if (r["config"]["model"], r["config"]["data"]) == (model, text)]
             if here:
-                _panel(axis, here, presets)
+                panel(axis, here, presets)
             else:
                 axis.set_axis_off()
             axis.set_title(f"{model.removesuffix('.gguf')}, {Path(text).stem}", fontsize=9)
@@ -51,7 +51,8 @@ def plot(records: Sequence[dict[str, Any]], path: Path, *, policy: str | None = 
     plt.close(figure)
 
 
-def _panel(axis: Any, records: list[dict[str, Any]], presets: list[str]) -> None:
+def panel(axis: Any, records: Sequence[dict[str, Any]], presets: Sequence[str]) -> None:
+    """One model and text on `axis`."""
     dense = next((r["metrics"]["perplexity"] for r in records if r["config"]["preset"] == "dense"), None)
     seen: list[float] = []
     shares: list[float] = []

@@ -54,9 +54,20 @@ def plot(records: Sequence[Record], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    draw(axis, records)
+    axis.legend(fontsize=8)
+    config = records[0]["config"]
+    axis.set_title(f"Search on {config['model'].removesuffix('.gguf')}: sparsity {config['sparsity']:.2f}", fontsize=10)
+    with new_file(path) as aside:
+        figure.savefig(aside, dpi=130, format="png")
+    plt.close(figure)
+
+
+def draw(axis: Any, records: Sequence[Record]) -> None:
+    """The lines of `plot` on `axis`."""
     config = records[0]["config"]
     objective = config["objective"]
-    figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for number, record in enumerate(records):
         population, history = record["config"]["population"], record["metrics"]["history"]
         evaluations = [population * (generation + 1) for generation in range(len(history))]
@@ -73,11 +84,6 @@ def plot(records: Sequence[Record], path: Path) -> None:
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    axis.set_title(f"Search on {config['model'].removesuffix('.gguf')}: sparsity {config['sparsity']:.2f}", fontsize=10)
-    with new_file(path) as aside:
-        figure.savefig(aside, dpi=130, format="png")
-    plt.close(figure)
 
 
 def _value(fitness: float, objective: str) -> float:

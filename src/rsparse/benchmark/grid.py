@@ -43,6 +43,19 @@ def text_label(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class CellList:
+    """Cells one by one, where they are no grid."""
+
+    models: Sequence[str]
+    texts: Sequence[str]
+    listed: Sequence[Cell]
+
+    def cells(self, model: str) -> Iterator[Cell]:
+        """A model's cells, in their order."""
+        return (cell for cell in self.listed if cell.model == model)
+
+
+@dataclass(frozen=True)
 class Grid:
     """What to run. Tasks are run at `task_levels`, every level where that is None."""
 

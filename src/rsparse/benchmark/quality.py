@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rsparse import records
-from rsparse.benchmark.grid import DENSE, Cell, Grid, model_label, text_label
+from rsparse.benchmark.grid import DENSE, Cell, CellList, Grid, model_label, text_label
 from rsparse.benchmark.settings import Settings, check_folder
-from rsparse.benchmark.workbench import Workbench
-from rsparse.errors import RSparseError
+from rsparse.benchmark.workbench import Prepared, Workbench
+from rsparse.errors import RefusedError, RSparseError
 from rsparse.evaluation.describe import short
 from rsparse.methods import MethodSpec
 
 
 class QualityBench:
-    """Runs a grid into a folder. Cells that have their record are left alone; one that fails is named at the end."""
+    """Runs a grid into a folder. Cells that have their record are left alone; one that fails is named at the end.
+
+    `refused`, where given, takes the cells that their method refuses, which then have not failed. `prepared` are recipes that
+    are there already. `config` joins every record.
+    """
 
     def __init__(
         self,
-        grid: Grid,
+        grid: Grid | CellList,
         settings: Settings,
         folder: Path,
         load: Callable[[str], tuple[Any, Any]],
         tasks: Sequence[Any] = (),
         say: Callable[[str], None] = print,
+        *,
+        refused: Callable[[Cell, RefusedError], None] | None = None,
+        prepared: Prepared | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.grid, self.settings, self.folder = grid, settings, folder
         self.load, self.tasks, self.say = load, tasks, say
+        self.refused, self.prepared, self.config = refused, prepared or {}, dict(config or {})
         self.failed: list[str] = []
 
     def run(self) -> list[str]:
@@ -46,7 +55,7 @@ class QualityBench:
 
     def _run_model(self, name: str, cells: list[Cell]) -> None:
         try:
-            bench = Workbench(name, *self.load(name), self.settings, self.tasks)
+            bench = Workbench(name, *self.load(name), self.settings, self.tasks, self.prepared)
         except Exception as error:
             self._fail(cells, error)
             return
@@ -64,7 +73,7 @@ class QualityBench:
     def _run_cell(self, bench: Workbench, cell: Cell) -> None:
         timer = records.Run()
         config, metrics = bench.measure(cell)
-        record = timer.record(config, metrics, backend=bench.backend)
+        record = timer.record(config | self.config, metrics, backend=bench.backend)
         records.write(cell.path(self.folder), record)
         self._done += 1
         left = (time.perf_counter() - self._start) / self._done * (self._total - self._done)
@@ -79,6 +88,10 @@ class QualityBench:
         for cell in cells:
             self._done += 1
             line = f"{_name(cell)}: {' '.join(reason.split())[:300]}"
+            if self.refused is not None and isinstance(error, RefusedError):
+                self.refused(cell, error)
+                self.say(f"[{self._done}/{self._total}] refused: {line}")
+                continue
             self.failed.append(line)
             self.say(f"[{self._done}/{self._total}] failed: {line}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -25,21 +25,26 @@ if TYPE_CHECKING:
     from rsparse.benchmark.grid import Cell
     from rsparse.benchmark.settings import Settings
 
+# Recipes and the seconds that they took, by method, its options and level.
+Prepared = Mapping[tuple[str, Any, float], tuple[Plan, float]]
 # Dense states that are kept to compare each sparse form with: 830,000 tokens of hidden size 576 are 1 GB in bf16.
 DENSE_STATE_BYTES = 6e9
 
 
 class Workbench:
-    """`model` becomes sparse and dense again in place; a cell is measured while it is what the cell asks."""
+    """`model` becomes sparse and dense again in place; a cell is measured while it is what the cell asks. Recipes in `prepared`
+    are not made again."""
 
-    def __init__(self, name: str, model: Any, tokenizer: Any, settings: Settings, tasks: Sequence[Any]) -> None:
+    def __init__(
+        self, name: str, model: Any, tokenizer: Any, settings: Settings, tasks: Sequence[Any], prepared: Prepared | None = None
+    ) -> None:
         self.name, self.model, self.tokenizer, self.settings, self.tasks = name, model, tokenizer, settings, tasks
         self._base = model_config(model, name)
         self._windows: dict[str, Tensor] = {}
         self._dense: dict[str, Tensor] = {}
         self._dense_bytes = 0
         self._calibration: Calibration | None = None
-        self._recipes: dict[tuple[str, Any, float], tuple[Plan, float]] = {}
+        self._recipes: dict[tuple[str, Any, float], tuple[Plan, float]] = dict(prepared or {})
         self._fit_windows: tuple[Tensor, Tensor] | None = None
         self._fit: Compensated | None = None
         self._lm: Any = None

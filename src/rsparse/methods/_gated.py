@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rsparse.errors import RSparseError
+from rsparse.errors import RefusedError, RSparseError
 from rsparse.gated.parts import BlockParts, block_parts
 from rsparse.gated.plan import GatedPlan
 from rsparse.gated.rules import rule_class
@@ -32,11 +32,11 @@ def spared_share(parts: list[BlockParts], total: int, *roles: str) -> float:
 
 
 def check_floor(name: str, sparsity: float, spared: float) -> None:
-    """Raises RSparseError where dropping MAX_LEVEL of the share that `name` can spare is not `sparsity`."""
+    """Raises RefusedError where dropping MAX_LEVEL of the share that `name` can spare is not `sparsity`."""
     most = MAX_LEVEL * spared
     if sparsity > most + 1e-12:
         # Rounded down, so that it can be asked for.
-        raise RSparseError(
+        raise RefusedError(
             f"sparsity {sparsity:g} is below {name}'s floor: at most {math.floor(most * 1000) / 1000:g} on this model"
         )
 

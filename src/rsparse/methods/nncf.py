@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rsparse.errors import RSparseError
+from rsparse.errors import RefusedError, RSparseError
 from rsparse.methods._levels import MAX_LEVEL, check_grouping, recipe_of_levels
 from rsparse.models.layout import unit_shapes
 from rsparse.recipe import Recipe
@@ -98,7 +98,7 @@ def _scaled(relative: Mapping[str, float], sizes: Mapping[str, int], sparsity: f
     wanted = sparsity * sum(sizes.values())
     reach = MAX_LEVEL * sum(size for name, size in sizes.items() if relative[name] > 0)
     if wanted > reach * (1 + 1e-12):
-        raise RSparseError(
+        raise RefusedError(
             f"method nncf: levels of at most {MAX_LEVEL} in the matched linears make "
             f"{reach / sum(sizes.values()):.3f} of all weights, and {sparsity:g} is asked; match more linears"
         )

@@ -8,7 +8,7 @@ import torch
 from rsparse.errors import RSparseError
 from rsparse.gated import GatedPlan
 from rsparse.gated.rules import Neurons, count, names, rule_class
-from rsparse.gated.rules.multi_phase import multi_phase_relu, solve_signed
+from rsparse.gated.rules.multi_phase import multi_phase_relu, phase_of, solve_signed
 from rsparse.gated.rules.oracle import largest
 from rsparse.row_policy import RowPolicy
 from rsparse.token_policy import TokenPolicy
@@ -79,7 +79,22 @@ def test_relu_is_shifted_up_alone(kept, low, high):
 def test_the_papers_example():
     x = torch.tensor([1.73, 3.55, -0.43, -0.27, 7.59, -1.05, -2, -1.77, 9.43, 6.82])
     expected = torch.tensor([1.73, 3.55, -0.5, -0.5, 7.59, -1.5, -1.5, -1.5, 9.43, 6.82])
-    assert torch.equal(multi_phase_relu(x, [0, -1, -2]), expected)
+    assert torch.allclose(multi_phase_relu(x, 0.0, 2), expected)
+
+
+def test_a_bound_belongs_to_the_phase_above_it():
+    x = torch.tensor([[0.0, -1.0, -2.0, -0.001, -1.001]])
+    number, constants = phase_of(x, 0.0, 2)
+    assert number.tolist() == [[-1, 0, 1, 0, 1]]
+    assert constants.tolist() == [[-0.5, -1.5]]
+    assert made("multi_phase", threshold=0.0, phases=2).apply(found(hidden=[x.tolist()]), RowPolicy())[1].tolist() == [
+        [[True, False, False, False, False]]
+    ]
+
+
+def test_half_precision_is_told_apart_in_full():
+    x = torch.tensor([[4.0, -4.0]], dtype=torch.bfloat16)
+    assert phase_of(x, 4.001, 1)[0].tolist() == [[0, 0]]  # 4.001 in bfloat16 is 4.0
 
 
 def test_the_papers_example_as_a_rule():

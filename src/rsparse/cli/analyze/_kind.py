@@ -135,7 +135,8 @@ def end(
     from rsparse.records import write
 
     config = model_config(model, args.model) | {"suite": "analyze", "kind": args.kind} | config
-    write(record_path(args), run.record(config, rounded(metrics), backend=backend(model)))
+    metrics = rounded(metrics) | {"lines": list(lines)}  # what was to be seen, for who reads the record
+    write(record_path(args), run.record(config, metrics, backend=backend(model)))
     for line in lines:
         print(line)
     options.say(f"{picture_path(args)}, {record_path(args).name}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rsparse.cli import _options as options
+from rsparse.cli import _protocol as protocol
 from rsparse.errors import RSparseError
 
 HELP = "perplexity and tasks of models × methods × levels: a record a cell, a table and a plot"
@@ -25,14 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task-levels", help="run the tasks at these levels alone (default: all)")
     parser.add_argument("--token-policy", default="all", help="policies, with commas (default %(default)s)")
     parser.add_argument("--text-policy", help="policies for the texts, where they are others than for the tasks")
-    parser.add_argument("--sink-tokens", type=int, default=1, help="first tokens that stay dense (default %(default)s)")
-    parser.add_argument("--calibration-data", default="allenai/c4:en", help="text to calibrate on (default %(default)s)")
-    parser.add_argument("--calibration-tokens", type=int, default=32768, help="how many tokens of it (default %(default)s)")
-    parser.add_argument("--fit-tokens", type=int, default=262_144, help="tokens of it for +compensate (default %(default)s)")
-    parser.add_argument("--settle-tokens", type=int, help="tokens that solve the thresholds (default: all of those)")
-    parser.add_argument("--seq-len", type=int, default=512, help="tokens in a window (default %(default)s)")
-    parser.add_argument("--max-tokens", type=int, help="stop after so many tokens of each text (default: all)")
-    options.add_seed(parser)
+    protocol.add(parser)
+    parser.add_argument(
+        "--fit-tokens", type=int, default=262_144, help="tokens of the calibration text for +compensate (default %(default)s)"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder of records; run again to resume")
 
 
@@ -49,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     check_writable(args.out / "settings.json")
     for text in [*args.data, args.calibration_data]:
         TextSource(text).check()
-    settings = _settings(args)
+    settings = protocol.settings(args, protocol.task_stamps(args), fit_tokens=args.fit_tokens)
     _check_fits(grid, settings)
     tasks: list[Any] = []
     if grid.tasks:
@@ -79,12 +76,12 @@ def _grid(args: argparse.Namespace) -> Any:
     wants_tasks = args.tasks is not None or args.task_dir is not None
     if not (args.data or wants_tasks):
         raise RSparseError("say what to measure: --data TEXT, --tasks NAMES or --task-dir DIR")
-    levels, policies = _numbers(args.levels, "--levels"), _policies(args.token_policy, args)
+    levels, policies = protocol.numbers(args.levels, "--levels"), protocol.policies(args, args.token_policy)
     specs = [MethodSpec.parse(text) for text in args.method or names()]
-    task_levels = None if args.task_levels is None else _numbers(args.task_levels, "--task-levels")
+    task_levels = None if args.task_levels is None else protocol.numbers(args.task_levels, "--task-levels")
     if task_levels is not None and not set(task_levels) <= set(levels):
         raise RSparseError(f"--task-levels {args.task_levels} must be among --levels {args.levels}")
-    text_policies = None if args.text_policy is None else _policies(args.text_policy, args)
+    text_policies = None if args.text_policy is None else protocol.policies(args, args.text_policy)
     return Grid(args.models, specs, levels, policies, args.data, text_policies, wants_tasks, task_levels)
 
 
@@ -94,46 +91,3 @@ def _check_fits(grid: Any, settings: Any) -> None:
     for method in grid.methods:
         if method.fit is not None:
             FitSettings.parse(dict(method.fit), settings.device).check_window(settings.seq_len)
-
-
-def _settings(args: argparse.Namespace) -> Any:
-    from rsparse.benchmark.settings import Settings
-    from rsparse.checkpoint.load import pick_device, pick_dtype
-    from rsparse.evaluation.tasks import check_fewshot
-
-    check_fewshot(args.num_fewshot, args.task_dir)
-    device = pick_device(args.device)
-    dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
-    return Settings(
-        args.calibration_data, args.calibration_tokens, fit_tokens=args.fit_tokens, seq_len=args.seq_len,
-        max_tokens=args.max_tokens, settle_tokens=args.settle_tokens, sink_tokens=args.sink_tokens, limit=args.limit,
-        num_fewshot=args.num_fewshot, chat_template=args.chat_template, seed=args.seed, dtype=dtype, device=device.type,
-        tasks=_task_stamps(args),
-    )  # fmt: skip
-
-
-def _task_stamps(args: argparse.Namespace) -> dict[str, str]:
-    """Each task's content, or that it is the harness's own."""
-    from rsparse.benchmark.settings import text_stamp
-    from rsparse.evaluation.task_files import task_files
-
-    names = options.task_names(args)
-    if args.task_dir is not None:
-        return {name: text_stamp(str(path)) for name, path in task_files(args.task_dir, list(names) if names else None).items()}
-    return dict.fromkeys(names or (), "lm-evaluation-harness")
-
-
-def _numbers(text: str, option: str) -> list[float]:
-    try:
-        levels = [float(word) for word in text.split(",") if word.strip()]
-    except ValueError:
-        levels = []
-    if not levels or not all(0 < level < 1 for level in levels):
-        raise RSparseError(f"{option} {text!r} must be numbers between 0 and 1 with commas, as 0.4,0.5")
-    return levels
-
-
-def _policies(text: str, args: argparse.Namespace) -> list[Any]:
-    from rsparse.token_policy import TokenPolicy
-
-    return [TokenPolicy.parse(word.strip(), args.sink_tokens) for word in text.split(",") if word.strip()]

@@ -8,8 +8,6 @@ differs from token to token, so their sums are not ready-made: everything is rea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,13 +19,23 @@ from rsparse.gated.rules import Neurons
 from rsparse.row_policy import RowPolicy
 
 
-def multi_phase_relu(x: Tensor, thresholds: Sequence[float | Tensor]) -> Tensor:
-    """x where it is at least T0; (T_i + T_{i+1})/2 where T_{i+1} ≤ x < T_i. `thresholds` T0 > T1 > …, the last no more than
-    the least of x; each a number, or a tensor that broadcasts to x."""
-    result = x
-    for high, low in pairwise(thresholds):
-        result = torch.where((x >= low) & (x < high), (high + low) / 2, result)
-    return result
+def phase_of(x: Tensor, t0: float | Tensor, phases: int) -> tuple[Tensor, Tensor]:
+    """(phase of each entry of x [..., in], −1 where it is kept; each phase's constant [..., phases], fp32 or finer).
+
+    Phase i is T_i > x ≥ T_{i+1}, its constant (T_i + T_{i+1})/2; the last T is the least of each row.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    width = (t0 - x.amin(-1, keepdim=True)).clamp_min(0) / phases
+    number = ((t0 - x) / width.clamp_min(1e-30)).ceil() - 1  # x = T_i is in the phase that ends there
+    number = number.clamp(0, phases - 1).long()
+    middles = torch.arange(phases, device=x.device) + 0.5
+    return torch.where(x < t0, number, -1), t0 - middles * width
+
+
+def multi_phase_relu(x: Tensor, t0: float | Tensor, phases: int) -> Tensor:
+    """x [..., in] with each entry below t0 at its phase's constant."""
+    number, constants = phase_of(x, t0, phases)
+    return torch.where(number < 0, x, constants.gather(-1, number.clamp_min(0)).to(x.dtype))
 
 
 class Rule:
@@ -48,11 +56,8 @@ class Rule:
         pass
 
     def apply(self, found: Neurons, rows: RowPolicy) -> tuple[Tensor, Tensor]:
-        x = found.hidden.float() if found.hidden.dtype.itemsize < 4 else found.hidden
-        first = torch.full((), self.threshold, dtype=x.dtype, device=x.device)
-        least = x.amin(-1, keepdim=True).minimum(first)
-        between = [first + (least - first) * phase / self.phases for phase in range(1, self.phases)]
-        return multi_phase_relu(x, [first, *between, least]).to(found.hidden.dtype), x >= first
+        exact = found.hidden.to(torch.promote_types(found.hidden.dtype, torch.float32))
+        return multi_phase_relu(found.hidden, self.threshold, self.phases), exact >= self.threshold
 
 
 def solve_signed(x: Tensor, share: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rsparse.errors import RSparseError
+from rsparse.errors import RefusedError, RSparseError
 from rsparse.gated.plan import GatedPlan
 from rsparse.gated.rules import Neurons, count
 from rsparse.row_policy import RowPolicy
@@ -32,7 +32,7 @@ class Rule:
         if policy.kind == "dense":
             return
         if policy.kind == "all" or policy.fraction == 1:
-            raise RSparseError(
+            raise RefusedError(
                 f"{self.method} chooses its neurons from a dense prompt, and token policy {policy} has none; "
                 "use decode, or last_fraction:F with F below 1"
             )

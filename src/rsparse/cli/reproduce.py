@@ -1,0 +1,160 @@
+"""rsparse reproduce."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rsparse import reproduce
+from rsparse.cli import _options as options
+from rsparse.cli import _protocol as protocol
+from rsparse.errors import RSparseError
+
+HELP = "the paper's tables on your model, beside the published figures; resumes"
+ALL = "all"
+POLICIES = "last_fraction:0.1,all"  # the paper's own, and every token
+TASKS = ("winogrande", "piqa", "sciq", "openbookqa", "hellaswag", "boolq", "arc_easy", "arc_challenge")
+SUMMARIES = ("cnn_dailymail_abisee",)
+WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1:test"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    known = "; ".join(f"{name}: {reproduce.load(name).title.partition(': ')[2]}" for name in reproduce.names())
+    parser.add_argument("tables", metavar="TABLE", help=f"one, several with commas, or all. {known}".replace("%", "%%"))
+    options.add_model(parser)
+    parser.add_argument("--token-policy", default=POLICIES, help="policies, with commas (default %(default)s)")
+    options.add_tasks(parser)
+    parser.add_argument(
+        "--data", action="append", metavar="TEXT",
+        help=f"for perplexity; {options.DATA_HELP}; repeat for several (default {WIKITEXT})",
+    )  # fmt: skip
+    protocol.add(parser)
+    parser.add_argument(
+        "--method", action="append", metavar="NAME", help="only these of the tables' methods; repeat for several"
+    )
+    parser.add_argument("--levels", help="only these of the tables' levels, with commas")
+    parser.add_argument(
+        "--searched", metavar="OPTION=VALUE,...",
+        help="options of the paper's search, as population=8,generations=3 for a quick look",
+    )  # fmt: skip
+    parser.add_argument("--populations", default="8,16,32,128", help="of search-size, with commas (default %(default)s)")
+    parser.add_argument(
+        "--samples", default="1,4,16,64", help="windows of calibration text in samples, with commas (default %(default)s)"
+    )  # fmt: skip
+    parser.add_argument("--show", action="store_true", help="run nothing: write the tables of what DIR holds, wherever it ran")
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR",
+        help="folder of records, a bench's too; the tables go to DIR/MODEL/tables; run again to resume",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> None:
+    from rsparse.atomic import check_writable
+    from rsparse.reproduce.request import check_filters
+    from rsparse.reproduce.run import Reproduction
+
+    names = _names(args.tables)
+    tables = {name: reproduce.load(name) for name in names}
+    if args.out.exists() and not args.out.is_dir():
+        raise RSparseError(f"{args.out} is a file; name a folder to write to")
+    check_writable(args.out / "settings.json")
+    request, tasks = _request(args, list(tables.values()))
+    check_filters(request, list(tables.values()))
+    tables = {name: table for name, table in tables.items() if request.lines(table)}
+
+    def load(model: str) -> tuple[Any, Any]:
+        return options.load(argparse.Namespace(**vars(args) | {"model": model}))
+
+    if args.show:
+        _write(args.out, request, tables)
+        return
+    runner = Reproduction(list(tables.values()), request, args.out, load, tasks)
+    runner.check()
+    failed: list[str] = []
+    try:
+        failed = runner.run()
+    finally:  # after Ctrl-C too
+        _write(args.out, request, tables)
+    if failed:
+        raise RSparseError(f"{len(failed)} of the cells failed, the first with: {failed[0]}")
+
+
+def _write(out: Path, request: Any, tables: dict[str, Any]) -> None:
+    """Each table as Markdown and as a record; one table is shown whole, of several the line that says what to see."""
+    from rsparse import records
+    from rsparse.atomic import write_text
+    from rsparse.benchmark.grid import model_label
+    from rsparse.reproduce.results import Results
+    from rsparse.reproduce.view import config_of, lines_of, markdown, metrics
+
+    folder = out / model_label(request.model) / "tables"
+    for name, table in tables.items():
+        results = Results(table, request, out)
+        config = {"suite": "reproduce", "table": name} | config_of(results)
+        text = markdown(results)
+        write_text(folder / f"{name}.md", text)
+        records.write(folder / f"{name}.json", records.Run().record(config, metrics(results)))
+        print(text if len(tables) == 1 else f"{table.title}\n  {lines_of(results)[0]}")
+    options.say(f"{folder}: {', '.join(f'{name}.md' for name in tables)}, and each as .json")
+
+
+def _names(text: str) -> list[str]:
+    found = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not found:
+        raise RSparseError(f"TABLE is empty; choose among {', '.join(reproduce.names())}, or {ALL}")
+    return reproduce.names() if ALL in found else found
+
+
+def _request(args: argparse.Namespace, tables: list[Any]) -> tuple[Any, list[Any]]:
+    """(request, tasks); every fault of the options shows here."""
+    from rsparse.calibration.text import TextSource
+    from rsparse.methods import check
+    from rsparse.reproduce.request import Request
+    from rsparse.reproduce.table import PAPER_METHOD
+
+    policies = protocol.policies(args, args.token_policy)
+    if not policies or len(set(policies)) < len(policies):
+        raise RSparseError(f"--token-policy {args.token_policy!r} must name policies with commas, each once")
+    if any(policy.kind == "dense" for policy in policies):
+        raise RSparseError("--token-policy dense leaves nothing sparse to measure")
+    choice = _choice(args)
+    check(PAPER_METHOD, options=dict(choice.searched))
+    texts = tuple(args.data or ([WIKITEXT] if any(table.texts for table in tables) else []))
+    for text in [*texts, args.calibration_data]:
+        TextSource(text).check()
+    tasks, stamps = _tasks(args, tables, choice)
+    generated = {task.task_name for task in tasks if task.OUTPUT_TYPE == "generate_until"}
+    scored, written = ({n: stamp for n, stamp in stamps.items() if (n in generated) == which} for which in (False, True))
+    request = Request(
+        args.model, tuple(policies), texts, protocol.settings(args, scored), written, choice,
+        None if args.method is None else tuple(args.method),
+        None if args.levels is None else tuple(protocol.numbers(args.levels, "--levels")),
+    )  # fmt: skip
+    return request, tasks
+
+
+def _tasks(args: argparse.Namespace, tables: list[Any], choice: Any) -> tuple[list[Any], dict[str, str]]:
+    """(the harness's tasks, stamps by name): those asked for, else what the tables need of the harness's own."""
+    from rsparse.evaluation.tasks import load_tasks
+
+    generates = any(variant.generates for table in tables for row in table.rows(choice) for variant in row.variants)
+    scores = any(table.tasks for table in tables)
+    if args.tasks is None and args.task_dir is None:
+        args.tasks = ",".join([*(TASKS if scores else ()), *(SUMMARIES if generates else ())]) or None
+    stamps = protocol.task_stamps(args)
+    wanted = (scores or generates) and bool(stamps)
+    return (load_tasks(options.task_names(args), args.task_dir) if wanted else []), stamps
+
+
+def _choice(args: argparse.Namespace) -> Any:
+    from rsparse.reproduce.table import Choice
+
+    pairs = [tuple(part.strip() for part in word.split("=", 1)) for word in (args.searched or "").split(",") if word.strip()]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise RSparseError(f"--searched {args.searched!r} must be OPTION=VALUE,OPTION=VALUE")
+    return Choice(
+        tuple(protocol.whole_numbers(args.populations, "--populations", 2)),
+        tuple(protocol.whole_numbers(args.samples, "--samples", 1)),
+        tuple((name, value) for name, value in pairs),
+    )

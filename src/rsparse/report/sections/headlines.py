@@ -1,0 +1,157 @@
+"""What to take away from each model, in a sentence a measure and token policy."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from rsparse.report import labels
+from rsparse.report.paired import kept, ratio
+from rsparse.report.parts import Bullets, Heading, Part, Section, slug
+from rsparse.report.reading import Record, number, text
+from rsparse.report.task_tables import Scored, TaskTable, task_tables
+from rsparse.report.text_tables import Protocol, Row, Text, TextTable, text_tables
+
+ORDER, TITLE = 10, "Headlines"
+MIDDLE = 0.5  # the level nearest to it is told
+AnyTable = TypeVar("AnyTable", TextTable, TaskTable)
+
+
+def build(records: Sequence[Record]) -> Section | None:
+    lines: dict[str, list[str]] = {}
+    for table in _texts(text_tables(records)):
+        lines.setdefault(table.protocol.model, []).extend(_quality(table))
+    for scored in _scored(task_tables(records)):
+        lines.setdefault(scored.protocol.model, []).extend(_tasks(scored))
+    for model in sorted({record.model for record in records}):
+        lines.setdefault(model, []).extend(_speed([r for r in records if r.model == model]))
+    parts: list[Part] = []
+    for model in sorted(model for model, said in lines.items() if said):
+        parts += [Heading(model, slug(TITLE, model)), Bullets(lines[model])]
+    return Section(TITLE, parts) if parts else None
+
+
+def _texts(tables: Sequence[TextTable]) -> list[TextTable]:
+    """For each model and policy, all studies of the same weights and windows together; of several such the widest."""
+    pooled: dict[Protocol, list[Row]] = {}
+    for table in tables:
+        pooled.setdefault(replace(table.protocol, place=""), []).extend(table.rows)
+    return _widest([TextTable(key, rows) for key, rows in pooled.items()])
+
+
+def _scored(tables: Sequence[TaskTable]) -> list[TaskTable]:
+    """The same of tasks; the dense model's scores serve all studies of its weights."""
+    pooled: dict[Protocol, list[Scored]] = {}
+    dense: dict[tuple[str, str], Scored] = {}
+    for table in tables:
+        pooled.setdefault(replace(table.protocol, place=""), []).extend(table.rows)
+        if table.dense is not None:
+            dense.setdefault((table.protocol.model, table.protocol.weights), table.dense)
+    return _widest([TaskTable(key, dense.get((key.model, key.weights)), rows) for key, rows in pooled.items()])
+
+
+def _widest(tables: Sequence[AnyTable]) -> list[AnyTable]:
+    best: dict[tuple[str, str], AnyTable] = {}
+    for table in tables:
+        key = table.protocol.model, table.protocol.policy
+        if key not in best or _cells(table) > _cells(best[key]):
+            best[key] = table
+    return list(best.values())
+
+
+def _cells(table: TextTable | TaskTable) -> int:
+    return sum(len(row.cells if isinstance(row, Row) else row.scores) for row in table.rows)
+
+
+def _quality(table: TextTable) -> list[str]:
+    """The method nearest to dense, among those that ran on the texts that most have run on."""
+    if not table.levels():
+        return []
+    asked = min(table.levels(), key=lambda level: (abs(level - MIDDLE), level))
+    ran = {id(row): tuple(text for text in table.texts if table.over_dense(row, text)) for row in table.at(asked)}
+    shared = max(ran.values(), key=lambda texts: (len(texts), list(ran.values()).count(texts)))
+    rows = [row for row in table.at(asked) if set(shared) <= set(ran[id(row)])]
+    if not shared:
+        return []
+    means = [statistics.fmean(math.log(table.over_dense(row, text) or 1.0) for text in shared) for row in rows]
+    mean, row = min(zip(means, rows, strict=True), key=lambda pair: pair[0])
+    over = f"{len(shared)} texts" if len(shared) > 1 else shared[0].title
+    rival = (
+        f"the closest to dense of {len({each.method for each in rows})} methods" if len(rows) > 1 else "the only method there"
+    )
+    line = (
+        f"Perplexity under `{table.protocol.policy}` at {asked:.0%} asked: `{row.method}` is {rival}, "
+        f"×{math.exp(mean):.2f} the dense model's ({'the geometric mean over ' if len(shared) > 1 else ''}{over})"
+    )
+    return [f"{line}{_cost(row)}.", *_ordering(rows, asked, shared)]
+
+
+def _ordering(rows: Sequence[Row], asked: float, shared: Sequence[Text]) -> list[str]:
+    """R-Sparse against the same without its low-rank part, which the paper puts behind."""
+    sides = [[row for row in rows if row.method == name] for name in ("rsparse", "sparse_only")]
+    if not all(sides):
+        return []
+    mine, theirs = (side[0] for side in sides)
+    found = [each for text in shared if (each := ratio(mine.cells[text], theirs.cells[text])) is not None]
+    if not found:
+        return []
+    ahead, behind = sum(each.high < 1 for each in found), sum(each.low > 1 for each in found)
+    mixed = "depends on the text" if ahead and behind else "does not hold" if behind else "cannot be told"
+    said = "holds" if ahead == len(found) else mixed
+    mean = math.exp(statistics.fmean(math.log(each.value) for each in found))
+    return [
+        f"The paper's ordering, R-Sparse ahead of sparse-only, {said} here at {asked:.0%} asked: ×{mean:.3f} its perplexity; "
+        f"by the paired 95 % intervals ahead on {ahead} of {len(found)} texts, behind on {behind}."
+    ]
+
+
+def _cost(row: Row) -> str:
+    records = list(row.cells.values())
+    achieved = [each for r in records if (each := number(r.metrics, "achieved_sparsity")) is not None]
+    pairs = [(number(r.metrics, "bytes_per_token"), number(r.metrics, "dense_bytes_per_token")) for r in records]
+    shares = [size / dense for size, dense in pairs if size and dense]
+    words = [f"at {statistics.fmean(achieved):.1%} achieved sparsity"] if achieved else []
+    words += [f"reading {statistics.fmean(shares):.1%} of its bytes"] if shares else []
+    return f", {', '.join(words)}" if words else ""
+
+
+def _tasks(table: TaskTable) -> list[str]:
+    """The method that keeps the most above chance, among those that ran all tasks."""
+    if table.dense is None or not table.levels():
+        return []
+    asked = min(table.levels(), key=lambda level: (abs(level - MIDDLE), level))
+    found = [(share, each) for each in table.at(asked) if (share := kept(each.scores, table.dense.scores)) is not None]
+    if not found:
+        return []
+    share, best = max(found, key=lambda pair: pair[0].value)
+    rival = f"the most of {len({each.method for _, each in found})} methods" if len(found) > 1 else "the only method there"
+    return [
+        f"Tasks under `{table.protocol.policy}` at {asked:.0%} asked: `{best.method}` keeps {share.value:.1%} "
+        f"(95 %: {share.low:.1%} to {share.high:.1%}) of the dense model's accuracy above chance, {rival}, over "
+        f"{len(best.scores)} tasks."
+    ]
+
+
+def _speed(records: Sequence[Record]) -> list[str]:
+    """The fastest generation on each machine, a loss too."""
+    found: dict[str, tuple[float, Record]] = {}
+    for record in records:
+        gain = number(record.metrics, "speedup")
+        if gain is None or number(record.metrics, "tokens_per_second") is None or labels.is_dense(record):
+            continue
+        if record.machine not in found or gain > found[record.machine][0]:
+            found[record.machine] = gain, record
+    lines = []
+    for machine, (gain, record) in sorted(found.items(), key=lambda pair: pair[0]):
+        rate = number(record.metrics, "tokens_per_second") or 0.0
+        asked = labels.level(record)
+        verdict = "faster than" if gain > 1 else "slower than" if gain < 1 else "as fast as"
+        dtype = text(record.config, "dtype")
+        lines.append(
+            f"Generation on {machine}{f', {dtype}' if dtype else ''}: the best is `{labels.method(record)}` at {asked:.0%} "
+            f"asked, {rate:.3g} tokens/s, ×{gain:.2f} the dense path of its run, so {verdict} dense."
+        )
+    return lines

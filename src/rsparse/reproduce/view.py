@@ -1,0 +1,247 @@
+"""A table as Markdown, and as the metrics of a record."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rsparse import published
+from rsparse.analysis import search_ablation
+from rsparse.analysis.quality_table import figure as perplexity_figure
+from rsparse.analysis.quality_table import head_lines, row_line
+from rsparse.benchmark.grid import text_label
+from rsparse.evaluation.describe import short
+from rsparse.evaluation.tasks import TaskScore
+from rsparse.published import Figure, Figures
+from rsparse.reproduce.notes import notes
+from rsparse.reproduce.ordering import is_of, outcomes, verdict_line
+from rsparse.reproduce.request import Line, folder_of
+from rsparse.reproduce.results import TASKS, Results, mean_score
+from rsparse.reproduce.searches import searches_folder
+from rsparse.token_policy import TokenPolicy
+
+
+def lines_of(results: Results) -> list[str]:
+    """What to see, in one plain line, and what must be known of the figures."""
+    return [verdict_line(outcomes(results)), *notes(results)]
+
+
+def markdown(results: Results) -> str:
+    """The verdict first, then the tables, then what must be known of them."""
+    first, *rest = lines_of(results)
+    parts = [f"## {results.table.title}", "", protocol(results), "", first, ""]
+    if any(results.has_tasks(line) for line in results.lines):
+        parts += ["### Mean over the tasks, %", "", *mean_table(results), ""]
+        for policy in results.request.policies:
+            parts += [f"### By task, %, token policy {policy}", "", *task_table(results, policy), ""]
+    if any(results.texts(line) for line in results.lines):
+        parts += ["### Perplexity", "", *text_table(results), ""]
+    for records in searches(results):
+        parts.append(search_ablation.markdown(records).replace("## ", "### ", 1))
+    parts += [f"- {line}" for line in rest]
+    return "\n".join(parts) + "\n"
+
+
+def metrics(results: Results) -> dict[str, Any]:
+    """For the record: each row's figures by policy, the published ones of the same policy, and the ordering."""
+    rows = []
+    for line in results.lines:
+        row: dict[str, Any] = {"preset": line.method.label, "variant": line.variant.title, "sparsity": line.level}
+        row["policies"] = {str(policy): _figures(results, line, policy) for policy in results.request.policies}
+        rows.append(row)
+    ordering = {policy: [each.to_dict() for each in found] for policy, found in outcomes(results).items()}
+    return {"rows": rows, "ordering": ordering, "lines": lines_of(results)}
+
+
+def config_of(results: Results) -> dict[str, Any]:
+    """For the record: what the table's records have in common."""
+    known: dict[str, Any] = next((record["config"] for record in _records(results)), {})
+    calibrations = [record["config"]["calibration"] for record in _records(results) if record["config"].get("calibration")]
+    found = {name: known.get(name) for name in ("weights_sha", "dtype")} | {"calibration": next(iter(calibrations), None)}
+    policies = [str(policy) for policy in results.request.policies]
+    return found | {"model": short(results.request.model), "token_policy": policies, "limit": _limit(results)}
+
+
+def searches(results: Results) -> list[list[dict[str, Any]]]:
+    """Records of the searches that are behind the table's recipes, by model and variant."""
+    variants = dict.fromkeys(line.variant for line in results.lines if line.variant.searches)
+    folders = [searches_folder(folder_of(results.folder, variant), results.request.model) for variant in variants]
+    return [found for folder in folders if (found := search_ablation.load_records(folder))]
+
+
+def protocol(results: Results) -> str:
+    """One paragraph: what is measured, on what."""
+    configs = [(record["config"], record["env"]) for record in _records(results)]
+    words = []
+    if configs:
+        config, env = configs[0]
+        words.append(f"{config['model'].removesuffix('.gguf')}, {config['dtype']}, on {env['gpu'] or env['cpu']}.")
+    if calibrations := dict.fromkeys(config["calibration"] for config, _ in configs if config.get("calibration")):
+        words.append(
+            f"Calibrated on {', or on '.join(calibrations)}; thresholds are solved on the same text, all tokens sparse."
+        )
+    words.append("`asked` and `achieved` are shares of the weights of all blocks' linears that a sparse row does not read.")
+    if any(results.has_tasks(line) for line in results.lines):
+        limit = _limit(results)
+        words.append(f"Accuracies are over {f'the first {limit} rows' if limit else 'all rows'} of each task.")
+    if lengths := {config["seq_len"] for config, _ in configs if "seq_len" in config}:
+        words.append(f"Perplexities are over windows of {lengths.pop()} tokens.")
+    return " ".join([*words, results.table.note]).strip()
+
+
+def mean_table(results: Results) -> list[str]:
+    """One row a line; the published figures stand beside those of their own policy."""
+    head = ["method", "asked"]
+    columns: list[tuple[TokenPolicy, list[tuple[str, list[Figure]]]]] = []
+    for policy in results.request.policies:
+        beside = published_columns(results, policy)
+        columns.append((policy, beside))
+        head += [str(policy), "achieved", *(name for name, _ in beside)]
+    lines = head_lines(head)
+    for line in results.lines:
+        if not results.has_tasks(line):
+            continue
+        cells = [line.label, asked(line)]
+        for policy, beside in columns:
+            scores = results.scores(line, policy)
+            cells.append(missing(results, line, policy, None) if scores is None else f"{mean_score(scores):.2f}")
+            cells.append("" if line.dense else share(results.achieved(line, policy)))
+            cells += [_published_mean(figures, line, scores) for _, figures in beside]
+        lines.append(row_line(cells))
+    return lines
+
+
+def task_table(results: Results, policy: TokenPolicy) -> list[str]:
+    """Ours by task with the difference from dense, then what is published by task under the same policy."""
+    scored = {line: scores for line in results.lines if (scores := results.scores(line, policy)) is not None}
+    heads = list(dict.fromkeys(head for scores in scored.values() for head in scores))
+    lines = head_lines(["method", "asked", *heads, "mean", "difference from dense, points (95 %)"])
+    dense = {line.variant: line for line in scored if line.dense}
+    for line, scores in scored.items():
+        cells = [f"{100 * scores[head].mean(scores[head].primary):.1f}" if head in scores else "" for head in heads]
+        base = dense.get(line.variant) or next(iter(dense.values()), None)
+        found = None if line.dense or base is None else results.accuracy_difference(line, base, policy)
+        cells += [f"{mean_score(scores):.2f}"]
+        cells.append("" if found is None else f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})")
+        lines.append(row_line([line.label, asked(line), *cells]))
+    for figures in _sets(results, policy):
+        for each in figures.rows:
+            if each.tasks and any(is_of(each, line) for line in results.lines):
+                by_head = {head: value for head, names in TASKS.items() for name, value in each.tasks.items() if name in names}
+                cells = [f"{by_head[head]:.1f}" if head in by_head else "" for head in heads]
+                level = f"{each.sparsity:.0%}" if each.sparsity else ""
+                lines.append(row_line([f"*published: {each.method}, {each.model}*", level, *cells, f"{each.mean:.2f}", ""]))
+    return lines
+
+
+def text_table(results: Results) -> list[str]:
+    """Perplexity of each text by policy, with KL to dense as mean over the texts."""
+    texts, policies = results.request.texts, results.request.policies
+    head = ["method", "asked"]
+    for policy in policies:
+        head += [*(f"{text_label(text)}, {policy}" for text in texts), f"mean KL, {policy}", "achieved"]
+        head += [name for name, _ in published_columns(results, policy, texts=True)]
+    lines = head_lines(head)
+    for line in results.lines:
+        if not results.texts(line):
+            continue
+        cells = [line.label, asked(line)]
+        for policy in policies:
+            found = [results.metrics(line, policy, text) for text in texts]
+            cells += [
+                missing(results, line, policy, text) if cell is None else perplexity_figure(cell["perplexity"])
+                for cell, text in zip(found, texts, strict=True)
+            ]
+            kl = [cell["kl_to_dense"] for cell in found if cell is not None and "kl_to_dense" in cell]
+            cells.append(f"{statistics.fmean(kl):.4f}" if kl else "")
+            achieved = [cell["achieved_sparsity"] for cell in found if cell is not None]
+            cells.append("" if line.dense else share(statistics.fmean(achieved) if achieved else None))
+            cells += [_published_mean(figures, line, None) for _, figures in published_columns(results, policy, texts=True)]
+        lines.append(row_line(cells))
+    return lines
+
+
+def published_columns(results: Results, policy: TokenPolicy, *, texts: bool = False) -> list[tuple[str, list[Figure]]]:
+    """(head, figures) by published model, of sets under `policy` alone; those of perplexity with `texts`, else the others."""
+    found: dict[str, list[Figure]] = {}
+    for figures in _sets(results, policy):
+        if figures.lower_is_better != texts:
+            continue
+        for each in figures.rows:
+            if set(each.options) <= set(results.table.varies) and any(is_of(each, line) for line in results.lines):
+                stated = "" if each.sparsity is not None else ", level not stated"
+                model = each.model or "model not stated"
+                found.setdefault(f"published: {model}{stated}{_whose(figures)}", []).append(each)
+    return list(found.items())
+
+
+def asked(line: Line) -> str:
+    return f"{line.level:.0%}" if line.level else "" if line.dense else "own"
+
+
+def share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def missing(results: Results, line: Line, policy: TokenPolicy, text: str | None) -> str:
+    """In the place of a figure."""
+    reason = results.refusal(line, policy, text)
+    if reason is None:
+        return "not run"
+    return "below its floor" if "floor" in reason else "not possible"
+
+
+def _limit(results: Results) -> int | None:
+    """Rows of each task, None for all."""
+    return next((record["config"]["limit"] for record in _records(results) if "limit" in record["config"]), None)
+
+
+def _whose(figures: Figures) -> str:
+    return "" if figures.arxiv == published.PAPER else f" ({figures.name})"
+
+
+def _sets(results: Results, policy: TokenPolicy) -> Iterator[Figures]:
+    for name in results.table.published:
+        figures = published.load(name)
+        if figures.token_policy == str(policy):
+            yield figures
+
+
+def _published_mean(figures: list[Figure], line: Line, scores: Mapping[str, TaskScore] | None) -> str:
+    """Over the tasks that ours is over; nothing where those are not published one by one."""
+    figure = next((each for each in figures if is_of(each, line)), None)
+    if figure is None:
+        return ""
+    if scores is None or set(scores) == set(TASKS):
+        return f"{figure.mean:.2f}"
+    by_head = {head: value for head, names in TASKS.items() for name, value in figure.tasks.items() if name in names}
+    return f"{statistics.fmean(by_head[head] for head in scores):.2f}" if set(scores) <= set(by_head) else ""
+
+
+def _figures(results: Results, line: Line, policy: TokenPolicy) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if (scores := results.scores(line, policy)) is not None:
+        found["mean"] = round(mean_score(scores), 4)
+        found["tasks"] = {head: round(100 * score.mean(score.primary), 4) for head, score in scores.items()}
+    by_text = {text_label(text): results.metrics(line, policy, text) for text in results.texts(line)}
+    if perplexity := {name: cell["perplexity"] for name, cell in by_text.items() if cell is not None}:
+        found["perplexity"] = perplexity
+    if not line.dense and (achieved := results.achieved(line, policy)) is not None:
+        found["achieved_sparsity"] = round(achieved, 6)
+    wanted = [*results.texts(line), *([None] if results.has_tasks(line) else [])]
+    if reasons := {reason for text in wanted if (reason := results.refusal(line, policy, text))}:
+        found["refused"] = sorted(reasons)
+    beside = [each for figures in _sets(results, policy) for each in figures.rows if is_of(each, line)]
+    if mine := [each for each in beside if set(each.options) <= set(results.table.varies)]:
+        found["published"] = [published.to_dict(each) for each in mine]
+    return found
+
+
+def _records(results: Results) -> Iterator[dict[str, Any]]:
+    for line in results.lines:
+        for policy in results.request.policies:
+            for text in [*results.texts(line), *([None] if results.has_tasks(line) else [])]:
+                record = results.record(line, policy, text)
+                if record is not None and "refused" not in record["metrics"]:
+                    yield record

@@ -1,0 +1,167 @@
+"""Speed, search, analyses, the paper's tables, refusals, method cards and what is missing."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from rsparse.report import sections
+from rsparse.report.build import render
+from rsparse.report.reading import read
+from tests.report.records import Page, quality, record, write
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 20 + b"IEND\xaeB`\x82"
+SEARCH = {
+    "suite": "search", "population": 8, "generations": 2, "sparsity": 0.5, "objective": "kl", "samples": 4, "seq_len": 64,
+}  # fmt: skip
+
+
+@pytest.fixture
+def page(tmp_path):
+    def made(**records):
+        write(tmp_path, **records)
+        return Page(render(*read(tmp_path), "title")[0])
+
+    return made
+
+
+def test_sections_are_files_in_their_order():
+    first, *middle, last = sections.names()
+    assert (first, last) == ("headlines", "method_cards")
+    assert middle == ["protocol", "pareto", "quality", "tasks", "reproduction", "refusals", "speed", "search", "analyses"]
+
+
+def decode(method, sparsity, rate, **more):
+    config = {"suite": "decode", "method": method, "sparsity": sparsity, "batch": 1, "new_tokens": 256}
+    speeds = {"tokens_per_second": rate, "dense_tokens_per_second": 100.0, "speedup": rate / 100, "speedup_cublas": rate / 90}
+    dense = {"compile": {"tokens_per_second": 90.0}, "triton": {"tokens_per_second": 100.0}}
+    return record(
+        config | more,
+        speeds | {"dense": dense, "speedup_by_bytes": 1.9, "bytes_per_second": 2e12, "achieved_sparsity": sparsity},
+    )
+
+
+def test_speeds_stand_beside_their_baselines(page):
+    found = page(a=decode("teal", 0.5, 150.0, batch=2), b=decode("wina", 0.5, 80.0))
+    head, _, teal, wina = found.table("speedup")
+    assert head[:6] == ["method", "achieved %", "batch", "speed tokens/s", "dense tokens/s", "speedup ×"]
+    assert head[6:] == [
+        "bandwidth GB/s", "dense compile tokens/s", "dense triton tokens/s", "bound by bytes ×", "over cublas ×",
+    ]  # fmt: skip
+    assert teal == ["teal", "50.0", "2", "150 best", "100", "×1.50 best", "2000", "90", "100", "×1.90", "×1.67"]
+    assert wina[3:6] == ["80", "100", "×0.80"]
+    assert "the best is teal at 50% asked, 150 tokens/s, ×1.50 the dense path of its run, so faster than dense" in found.text
+
+
+def test_a_loss_is_called_one(page):
+    assert "so slower than dense" in page(a=decode("teal", 0.5, 80.0)).text
+
+
+def test_the_course_of_a_search(page):
+    small = record(SEARCH, {"history": [0.5, 0.4], "sparse_only_fitness": 0.45, "evaluations": 16, "search_seconds": 3.5})
+    large = record(SEARCH | {"population": 16}, {"history": [0.6, 0.3], "sparse_only_fitness": 0.45})
+    found = page(p__b=large, p__a=small)
+    head, first, second = found.table("population")
+    assert head == ["population", "sparse-only", "generation 1", "generation 2", "candidates", "in all s"]
+    assert first == ["8", "0.4500", "0.5000 best", "0.4000", "16", "3.5"]
+    assert second == ["16", "0.4500", "0.6000", "0.3000 best", "–", "–"]
+    assert any(tag == "svg" for tag, _ in found.elements)
+
+
+def test_an_analysis_has_its_lines_and_its_picture(tmp_path, page):
+    write(tmp_path, an__rank=record({"suite": "analyze", "kind": "rank"}, {"lines": ["90 % takes a third", "claim: holds"]}))
+    (tmp_path / "an" / "rank.png").write_bytes(PNG)
+    found = page(an__rho=record({"suite": "analyze", "kind": "rho"}, {"perplexity": 3.0}))
+    images = [attrs for tag, attrs in found.elements if tag == "img"]
+    assert [image["src"] for image in images] == ["data:image/png;base64," + base64.b64encode(PNG).decode()]
+    assert images[0]["alt"] == "Plot of rank for tiny; the lines before it say what is to be seen"
+    assert "claim: holds" in found.text
+    assert "rho.png, is not beside the record" in found.text
+    assert "no line that says what to see" in found.text
+
+
+@pytest.mark.parametrize("data", [b"GIF89a", PNG[:-12]])
+def test_a_picture_that_is_none_or_cut_short_is_not_taken(tmp_path, page, data):
+    (tmp_path / "rank.png").write_bytes(data)
+    found = page(rank=record({"suite": "analyze", "kind": "rank"}, {"lines": ["seen"]}))
+    assert not [attrs for tag, attrs in found.elements if tag == "img"]
+    assert "rank.png, is not beside the record, or is damaged" in found.text
+
+
+def test_the_papers_tables_have_published_figures_under_their_own_policy(page):
+    rows = [
+        {
+            "preset": "dense",
+            "sparsity": 0,
+            "policies": {"last_fraction:0.1": {"mean": 55.0, "published": [{"model": "L", "mean": 65.88}]}},
+        },
+        {
+            "preset": "cats",
+            "sparsity": 0.5,
+            "policies": {"last_fraction:0.1": {"refused": ["below its floor"]}, "all": {"mean": 50.0}},
+        },
+    ]
+    found = page(main=record({"suite": "reproduce", "table": "main"}, {"rows": rows, "lines": ["Ordering: holds."]}))
+    with_published, without = [table for table in found.tables if table[0][1] == "achieved %"]
+    assert with_published[0][-1] == "published"
+    assert with_published[2] == ["dense", "–", "55.00", "65.88 (L)"]
+    assert with_published[4] == ["cats below its floor", "–", "–", "–"]
+    assert without[0] == ["method", "achieved %", "mean % over the tasks"]
+    assert "Ordering: holds." in found.text
+
+
+def test_a_refused_cell_says_why(page):
+    config = {"suite": "refused", "preset": "cats", "method": "cats", "sparsity": 0.7, "token_policy": "all", "data": "a.txt"}
+    rows = page(cats=record(config, {"refused": "its floor is 52 %"})).table("why")
+    assert rows[1:] == [["tiny"], ["cats", "70", "all", "a.txt", "its floor is 52 %"]]
+
+
+def test_a_card_is_the_docstring_of_the_methods_file(page):
+    cells = {"a": quality("cats-level-own", 0.5, rows="10"), "b": quality("teal-compensate-steps100", 0.5, rows="10")}
+    cells["c"] = quality("best", 0.5, rows="10") | {}
+    cells["c"]["config"] |= {"method": "joint", "compensation": "c4"}
+    cells["d"] = quality("mine", 0.5, rows="10")
+    found = page(**cells)
+    cards = [
+        attrs["id"].removeprefix("methods-") for tag, attrs in found.elements if attrs.get("id", "").startswith("methods-")
+    ]
+    assert cards == ["cats", "compensate", "joint", "mine", "teal"]
+    assert "a threshold on |act(gate x)|, up and down sparse." in found.text
+    assert "The threshold is solved with everything before it already sparse" in found.text  # what differs from the source
+    assert "https://arxiv.org/abs/2404.08763" in found.attributes("href")
+    assert "level=asked" in found.text
+    assert "TEAL's block-wise greedy allocation of sparsity" in found.text  # what teal's own docstring sends its reader to
+    assert "this installation has no method of that name" in found.text
+
+
+def test_the_protocol_has_what_a_reader_must_know(tmp_path, page):
+    settings = {"texts": {"a": "0123"}, "tasks": {"words": "4567"}}
+    cells = {
+        "s__m__a": quality("teal", 0.5, text="a.txt", nll=[1.0, 2.0], calibration="c4, 99 tokens"),
+        "s__m__b": quality("teal", 0.5, rows="10"),
+    }
+    found = page(settings=settings, **cells)
+    for said in (
+        "c4, 99 tokens",
+        "w1 float32",
+        "a.txt (sha-256 0123)",
+        "words (4567)",
+        "a processor",
+        "torch 2",
+        "2026-01-02",
+        "commit",
+    ):
+        assert said in found.text
+
+
+def test_what_is_missing_is_named(tmp_path):
+    write(tmp_path, good=quality("teal", 0.5, rows="10"), odd=record({}, {"something": 1}), other=[1])
+    html, lost = render(*read(tmp_path), "title")
+    found = Page(html)
+    assert lost == 1
+    assert found.table("why")[1:] == [
+        [".", "1", "a record that fits no section: what they show is not in it", "odd.json"],
+        [".", "1", "no result record: it has no config and metrics", "other.json"],
+    ]
+    assert "Speed: no record here has anything for this section." in found.text

@@ -1,0 +1,94 @@
+"""Whether the paper's ordering holds, on records written by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from rsparse.reproduce.ordering import outcomes, pairs, verdict_line
+from rsparse.reproduce.results import Results
+from rsparse.reproduce.table import Order, Row
+from tests.reproduce.requests import ALL, LAST, request, table, write_tasks, write_text
+
+MAIN = table(
+    Row("searched", (0.4, 0.5)), Row("cats", (0.4, 0.5)), Row("griffin", (0.4, 0.5)), Row("rsparse", (0.5,)),
+    Row("teal", (0.5,)),
+    Row("wina", (0.5,)),
+    tasks=True, published=("tasks", "wina"),
+)  # fmt: skip
+
+
+def results_of(mine, folder, **changes):
+    return Results(mine, request(choice=request().choice.__class__((2,), (1,)), **changes), folder)
+
+
+def line(results, label, level):
+    return next(each for each in results.lines if each.method.label == label and each.level == level)
+
+
+def test_pairs_are_what_the_paper_ranks_at_that_level(tmp_path):
+    found = [(pair.better.method.name, pair.worse.method.name, pair.better.level) for pair in pairs(results_of(MAIN, tmp_path))]
+    assert sorted(found) == [("searched", "cats", 0.4), ("searched", "griffin", 0.5)]  # not wina's, nor of rsparse's one rho
+
+
+def test_a_level_that_is_not_stated_is_every_level_and_a_rank_of_three_is_two_pairs(tmp_path):
+    mine = table(
+        *(Row(name, (0.4, 0.5)) for name in ("low_rank_only", "sparse_only", "searched")), tasks=True, published=("parts",)
+    )
+    found = {(pair.better.method.name, pair.worse.method.name, pair.better.level) for pair in pairs(results_of(mine, tmp_path))}
+    assert found == {
+        (better, worse, level)
+        for better, worse in (("searched", "sparse_only"), ("sparse_only", "low_rank_only"))
+        for level in (0.4, 0.5)
+    }
+
+
+def test_lower_is_better_for_perplexity(tmp_path):
+    mine = table(*(Row(f"searched:population={n}", (0.5,)) for n in (8, 16, 32, 128)), texts=True, published=("search_size",))
+    found = [(dict(pair.better.method.options)["population"], dict(pair.worse.method.options)["population"])
+             for pair in pairs(results_of(mine, tmp_path))]  # fmt: skip
+    assert sorted(found) == [("128", "16"), ("16", "8"), ("32", "128")]
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "says"),
+    [
+        ("1" * 90 + "0" * 10, "1" * 60 + "0" * 40, "it holds for A over cats at 40% (+30.00 points, +20.97 to +39.03)"),
+        ("1" * 60 + "0" * 40, "1" * 90 + "0" * 10, "it does not hold: it is reversed for A over cats at 40% (-30.00"),
+        ("10" * 50, "01" * 49 + "00", "it cannot be told for A over cats at 40% (+1.00 points"),
+    ],
+)  # fmt: skip
+def test_verdicts_on_tasks(tmp_path, better, worse, says):
+    results = results_of(MAIN, tmp_path, policies=(LAST,), levels=(0.4,))
+    write_tasks(tmp_path, results.request, line(results, "searched", 0.4), LAST, piqa=better)
+    write_tasks(tmp_path, results.request, line(results, "cats", 0.4), LAST, piqa=worse)
+    found = verdict_line(outcomes(results))
+    assert found.startswith("Paper's ordering: under last_fraction:0.1 ")
+    assert says.replace("A over", "R-Sparse (searched) over") in found
+
+
+def test_unequal_bytes_are_said_and_what_is_missing_too(tmp_path):
+    results = results_of(MAIN, tmp_path)
+    for name, scores, achieved in (("searched", "10" * 9, 0.4), ("cats", "01" * 9, 0.43)):
+        write_tasks(tmp_path, results.request, line(results, name, 0.4), ALL, achieved, piqa=scores)
+    found = verdict_line(outcomes(results))
+    assert ", at 40.0% and 43.0% achieved)" in found
+    assert "there is nothing to compare for R-Sparse (searched) over cats at 40% (not run)" in found
+
+
+def test_claims_without_figures_are_told_by_perplexity(tmp_path):
+    mine = table(Row("searched", (0.5,)), Row("teal", (0.5,)), texts=True, orders=(Order("searched", "teal"),))
+    results = results_of(mine, tmp_path)
+    for name, shift in (("searched", 0.0), ("teal", 0.1)):
+        for policy in (ALL, LAST):
+            sign = 1 if policy == ALL else -1
+            nll = [3 + sign * shift, 4 + sign * shift * 1.01, 5 + sign * shift]
+            write_text(tmp_path, results.request, line(results, name, 0.5), policy, "one.txt", nll)
+    found = verdict_line(outcomes(results))
+    assert "under all it holds for R-Sparse (searched) over teal at 50% (perplexity × 0.9045" in found
+    assert "under last_fraction:0.1 it does not hold: it is reversed for R-Sparse (searched) over teal" in found
+
+
+def test_nothing_published(tmp_path):
+    assert verdict_line(outcomes(results_of(table(Row("teal", (0.5,)), tasks=True), tmp_path))) == (
+        "Paper's ordering: none is published for these rows."
+    )

@@ -1,0 +1,129 @@
+"""What a reader sees, on records written by hand."""
+
+from __future__ import annotations
+
+from rsparse.reproduce.results import TASKS, Results
+from rsparse.reproduce.run import refuse
+from rsparse.reproduce.table import Row
+from rsparse.reproduce.view import markdown, metrics
+from rsparse.token_policy import TokenPolicy
+from tests.reproduce.requests import ALL, LAST, request, table, write_tasks, write_text
+
+MAIN = table(Row("searched", (0.5,)), Row("relufication", (0.5,)), tasks=True, texts=True, published=("tasks", "wina"))
+CHOICE = request().choice.__class__((2,), (1,))
+EIGHT = {names[0]: "1100" for names in TASKS.values()}
+
+
+def results_of(folder, mine=MAIN, **changes):
+    return Results(mine, request(choice=CHOICE, **changes), folder)
+
+
+def rows(text, title):
+    """Cells by line of the table below a heading, its head first."""
+    lines = text.split(f"### {title}\n\n")[1].split("\n\n")[0].splitlines()
+    return {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)}
+
+
+def filled(folder, **rows_of):
+    results = results_of(folder)
+    dense, searched, relu = results.lines
+    write_tasks(folder, results.request, dense, ALL, **(rows_of or EIGHT))
+    for policy in (LAST, ALL):
+        write_tasks(folder, results.request, searched, policy, 0.5, **(rows_of or EIGHT))
+        write_tasks(folder, results.request, relu, policy, 0.53, **(rows_of or EIGHT))
+        for line in results.lines:
+            write_text(
+                folder, results.request, line, policy, "one.txt", [1.0, 2.0], 0.0 if line.dense else 0.5, kl_to_dense=0.25
+            )
+    return results
+
+
+def test_published_figures_stand_beside_those_of_their_own_policy_alone(tmp_path):
+    found = rows(markdown(filled(tmp_path)), "Mean over the tasks, %")
+    assert found["method"] == [
+        "asked", "last_fraction:0.1", "achieved", "published: Llama-2-7B", "published: Gemma-7B", "published: Llama-3-8B",
+        "published: Mistral-7B", "all", "achieved",
+    ]  # fmt: skip
+    assert found["R-Sparse (searched)"] == ["50%", "50.00", "50.0%", "64.06", "63.31", "66.20", "68.39", "50.00", "50.0%"]
+    assert found["dense"] == ["", "50.00", "", "65.88", "", "69.44", "69.89", "50.00", ""]
+    assert found["relufication"][3:7] == [""] * 4
+
+
+def test_under_another_policy_another_source_is_shown(tmp_path):
+    results = results_of(tmp_path, policies=(TokenPolicy("last_fraction", 0.99),))
+    found = rows(markdown(results), "Mean over the tasks, %")
+    assert found["method"][3:] == ["published: Llama-2-7B (wina)", "published: Llama-3-8B (wina)", "published: Mistral (wina)"]
+    assert found["R-Sparse (searched)"] == ["50%", "not run", "", "67.03", "68.66", "68.70"]
+    assert "not shown" in markdown(results_of(tmp_path, policies=(ALL,)))
+    assert "64.06" not in markdown(results_of(tmp_path, policies=(ALL,)))
+
+
+def test_a_published_mean_is_over_the_tasks_that_ran(tmp_path):
+    found = rows(markdown(filled(tmp_path, piqa="1100", sciq="1110")), "Mean over the tasks, %")
+    assert found["R-Sparse (searched)"][1] == "62.50"
+    assert found["R-Sparse (searched)"][3:7] == [f"{(77.31 + 93.90) / 2:.2f}", f"{(78.35 + 87.6) / 2:.2f}", "", ""]
+
+
+def test_by_task(tmp_path):
+    text = markdown(filled(tmp_path))
+    found = rows(text, "By task, %, token policy last_fraction:0.1")
+    assert found["method"] == ["asked", *TASKS, "mean", "difference from dense, points (95 %)"]
+    assert found["R-Sparse (searched)"] == ["50%", *["50.0"] * 8, "50.00", "+0.00 (+0.00 to +0.00)"]
+    assert found["*published: rsparse, Llama-2-7B*"][4:7] == ["31.4", "54.3", "72.8"]
+    assert "published" not in "".join(rows(text, "By task, %, token policy all"))
+
+
+def test_hellaswag_is_the_spread_one_where_both_ran(tmp_path):
+    results = filled(tmp_path, hellaswag="1111", hellaswag_spread="1000", piqa="1000", words="1111")
+    assert rows(markdown(results), "Mean over the tasks, %")["dense"][1] == "25.00"
+
+
+def test_perplexity(tmp_path):
+    found = rows(markdown(filled(tmp_path)), "Perplexity")
+    columns = [(f"one, {policy}", f"mean KL, {policy}", "achieved") for policy in ("last_fraction:0.1", "all")]
+    assert found["method"] == ["asked", *columns[0], *columns[1]]  # no published accuracy among them
+    assert found["R-Sparse (searched)"][:4] == ["50%", "9.00", "0.2500", "50.0%"]
+
+
+def test_published_perplexities_stand_by_the_number_that_a_table_varies(tmp_path):
+    rows_of = [Row(f"searched:population={n},generations=10", (0.5,)) for n in (2, 8, 32)]
+    mine = table(*rows_of, texts=True, varies=("population",), published=("search_size",))
+    found = rows(markdown(results_of(tmp_path, mine)), "Perplexity")
+    assert found["method"][4] == "published: model not stated, level not stated"
+    assert [cells[4] for cells in found.values()][2:] == ["", "", "9.85", "6.32"]  # dense, 2, 8, 32
+
+
+def test_the_verdict_comes_first_and_missed_levels_are_explained(tmp_path):
+    text = markdown(filled(tmp_path))
+    assert text.splitlines()[4].startswith("Paper's ordering: ")
+    assert (
+        "Not at equal bytes: relufication asked for 50% drops 53.0% under last_fraction:0.1 and 53.0% under all: what ReLU"
+        in text
+    )
+    assert "arXiv 2504.19449" in text
+
+
+def test_refused_cells_say_so(tmp_path):
+    results = filled(tmp_path)
+    relu = results.lines[-1]
+    for policy in (LAST, ALL):
+        reason = "sparsity 0.5 is below its floor" if policy == ALL else "it has none"
+        refuse(results.request.cell(relu, policy, None), ValueError(reason), tmp_path, {})
+    fresh = results_of(tmp_path)
+    found = rows(markdown(fresh), "Mean over the tasks, %")["relufication"]
+    assert (found[1], found[7]) == ("not possible", "below its floor")
+    assert "- No figure for relufication at 50%: it has none." in markdown(fresh)
+    row = metrics(fresh)["rows"][-1]
+    assert (row["policies"]["all"]["refused"], "mean" in row["policies"]["all"]) == (["sparsity 0.5 is below its floor"], False)
+
+
+def test_metrics(tmp_path):
+    found = metrics(filled(tmp_path))
+    mine = found["rows"][1]
+    assert (mine["preset"], mine["sparsity"], list(mine["policies"])) == ("searched", 0.5, ["last_fraction:0.1", "all"])
+    assert mine["policies"]["all"] == {
+        "mean": 50.0, "tasks": dict.fromkeys(TASKS, 50.0), "perplexity": {"one": 9.0}, "achieved_sparsity": 0.5,
+    }  # fmt: skip
+    assert [each["mean"] for each in mine["policies"]["last_fraction:0.1"]["published"]] == [64.06, 63.31, 66.20, 68.39]
+    assert found["lines"][0].startswith("Paper's ordering")
+    assert found["ordering"] == {"last_fraction:0.1": [], "all": []}
