@@ -12,6 +12,7 @@ import time
 import pytest
 
 from tests.cli.conftest import bad, good, run
+from tests.support.models import words
 
 SIZE = [
     "--calibration-data",
@@ -101,14 +102,15 @@ def test_what_fails_is_named_and_the_rest_is_there(folder):
         "--method", "sparse_only", "--method", "searched", "-o", "out",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err  # the table sets the samples itself
+    folder.joinpath("short.txt").write_text(words(100, seed=1))  # fewer windows than its tokens could be
     outcome = run(
-        "reproduce", "parts", "dense", "--levels", "0.5", *SIZE, "--searched", "samples=999", "--method", "sparse_only",
-        "--method", "searched", "-o", "out", "--task-dir", "tasks",
+        "reproduce", "parts", "dense", "--levels", "0.5", *SIZE, "--searched", "samples=20", "--method", "sparse_only",
+        "--method", "searched", "-o", "short", "--task-dir", "tasks", "--calibration-data", "short.txt",
     )  # fmt: skip
     assert outcome.code == 2
     assert "6 of the cells failed" in outcome.err or "4 of the cells failed" in outcome.err
-    assert "the search samples 999" in outcome.err
-    assert "| sparse_only | 50% |" in (folder / "out" / "dense" / "tables" / "parts.md").read_text()
+    assert "the search samples 20" in outcome.err
+    assert "| sparse_only | 50% |" in (folder / "short" / "dense" / "tables" / "parts.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,23 @@ def test_bad_input_is_found_before_the_model_loads(here, says, arguments):
     bad(says, "reproduce", arguments[0], "no-such-model", *SIZE[:6], *arguments[1:], "-o", "out")
 
 
+def test_a_search_on_too_few_windows_is_found_before_the_model_loads(here):
+    bad(
+        "takes 30 windows of 24 tokens, and --calibration-tokens 480 holds 20; give 720, or --searched samples=20",
+        "reproduce", "search-size", "no-such-model", *SIZE, "--searched", "samples=30", "-o", "out",
+    )  # fmt: skip
+
+
+def test_a_model_that_does_not_load_is_one_line_and_no_table(here):
+    bad("no-such-model", "reproduce", "samples", "./no-such-model", *ONE, *QUICK)
+    assert not list((here / "out").rglob("tables"))
+
+
+def test_show_needs_a_folder(here):
+    bad("none is not there", "reproduce", "samples", "dense", *SIZE, "-o", "none", "--show")
+    assert not (here / "none").exists()
+
+
 def test_killed_it_goes_on(folder):
     """kill -9 in the middle leaves whole records alone; Ctrl-C writes the tables of what is there."""
     command = [
@@ -144,7 +163,7 @@ def test_killed_it_goes_on(folder):
         "samples",
         "dense",
         "--samples",
-        "1,2,3",
+        "1,2,3,4,5,6",
         *ONE,
         *map(str, QUICK),
     ]
@@ -155,7 +174,7 @@ def test_killed_it_goes_on(folder):
         )
         limit = time.monotonic() + 120
         while (
-            len(list((folder / "out").rglob("*test.json"))) < before + 2 and time.monotonic() < limit and process.poll() is None
+            len(list((folder / "out").rglob("*test.json"))) < before + 1 and time.monotonic() < limit and process.poll() is None
         ):
             time.sleep(0.02)
         process.send_signal(how)
@@ -165,5 +184,5 @@ def test_killed_it_goes_on(folder):
     records = list((folder / "out").rglob("*test.json"))
     stamps = {path: path.stat().st_mtime_ns for path in records}
     assert all(json.loads(path.read_text())["metrics"] for path in records)
-    assert "not run" not in good("reproduce", "samples", "dense", "--samples", "1,2,3", *ONE, *QUICK).out
+    assert "not run" not in good("reproduce", "samples", "dense", "--samples", "1,2,3,4,5,6", *ONE, *QUICK).out
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
