@@ -202,6 +202,9 @@ def begin(model: PreTrainedModel, recipe: Recipe, backend: str = "auto") -> Reci
     check_recipe(model, recipe)
     weight = next(model.parameters())
     found = RecipeState(recipe, dispatch.resolve(backend, weight.device, weight.dtype))
+    if found.ops.prepare is not None:
+        names = [name for unit in recipe.units.values() if unit.kept_share < 1 for name in unit.linears]
+        found.ops.prepare(model.get_submodule(name) for name in names)
     claim(model, found)
     return found
 
@@ -290,3 +293,5 @@ def set_backend(model: PreTrainedModel, backend: str) -> None:
     for members in unit_members(model).values():
         for member in members:
             member.ops = found.ops
+        if found.ops.prepare is not None:
+            found.ops.prepare(members)

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from packaging.version import Version
 
 from rsparse.ops import mask_rows, reference
+from tests.support.interpreted import run_interpreted, why_not
 from tests.support.tolerance import assert_close_rms
 
 SCRIPT = Path(__file__).with_name("interpreted_mask.py")
 
 
-def why_not():
-    try:
-        triton = importlib.metadata.version("triton")  # not imported: what runs beside this should not have it loaded
-    except importlib.metadata.PackageNotFoundError:
-        return "Triton is not installed"
-    numpy = importlib.metadata.version("numpy")
-    if Version(triton) < Version("3.7") and Version(numpy) >= Version("2.4"):
-        return f"the interpreter of Triton {triton} cannot loop with NumPy {numpy}: a scalar of its is an array of one"
-    return None
-
-
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_interpreted():
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", str(SCRIPT)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=SCRIPT.parents[2], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+    run_interpreted(SCRIPT)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

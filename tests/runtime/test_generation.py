@@ -107,7 +107,7 @@ def test_streamed_pieces_make_the_text():
 
 
 def test_streaming_waits_for_whole_characters():
-    from rsparse.runtime.generation import _Watch
+    from rsparse.runtime.text import Watch
 
     class Bytes:
         """A tokenizer whose tokens are UTF-8 bytes."""
@@ -116,7 +116,7 @@ def test_streaming_waits_for_whole_characters():
             return bytes(ids).decode(errors="replace")
 
     pieces = []
-    watch = _Watch(Bytes(), pieces.append)
+    watch = Watch(Bytes(), pieces.append)
     watch.put(torch.tensor([[1, 2]]))  # the prompt
     for byte in "né€".encode() + b"\xe2":
         watch.put(torch.tensor([byte]))

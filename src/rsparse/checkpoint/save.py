@@ -71,13 +71,18 @@ def _write_dense(model: Any, staging: Path, max_shard_size: str) -> None:
     hidden = {name: model.__dict__.pop(name) for name in ("hf_quantizer",) if name in model.__dict__}
     config = model.config.__dict__.pop("quantization_config", None)
     try:
-        dense = {name: tensor for name, tensor in model.state_dict().items() if name not in names}
+        dense = {name: _plain(tensor) for name, tensor in model.state_dict().items() if name not in names}
         with quiet_saving():
             model.save_pretrained(staging, state_dict=dense, max_shard_size=max_shard_size)
     finally:
         model.__dict__.update(hidden)
         if config is not None:
             model.config.quantization_config = config
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Kernels hold weights by input channel, and safetensors writes no such views; a second copy is for the CPU's memory."""
+    return tensor if tensor.is_contiguous() else tensor.cpu().contiguous()
 
 
 def _add_own_shard(model: PreTrainedModel, own: dict[str, Tensor], staging: Path) -> None:

@@ -24,7 +24,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 or auto: float32 on a CPU, else bfloat16")
-    parser.add_argument("--backend", default="auto", help="what runs the sparse linears: auto (default), reference")
+    parser.add_argument("--backend", default="auto", help="what runs the sparse linears: auto (default), reference, triton")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -75,7 +75,7 @@ class _Session:
             self.model, self.tokenizer, prompts,
             max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed,
             ignore_eos=args.ignore_eos, token_policy=TokenPolicy.parse(args.token_policy, args.sink_tokens),
-            on_text=_print_piece if stream else None,
+            on_text=_print_piece if stream else None, backend=args.backend,
         )  # fmt: skip
         if stream:
             print()
@@ -94,6 +94,7 @@ class _Session:
             "batch": len(self.results[0].texts) if self.results else 0,
             "prompt_tokens": sum(result.prompt_tokens for result in self.results),
             "new_tokens": new,
+            "runtime": self.results[0].backend if self.results else None,
         }
         metrics = {
             "tokens": new,

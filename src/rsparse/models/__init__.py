@@ -8,10 +8,10 @@ from typing import Any
 
 from rsparse.errors import RSparseError
 from rsparse.models import architectures
-from rsparse.models.spec import ArchSpec, InputGroup
+from rsparse.models.spec import ArchSpec, DecodeSpec, InputGroup
 from rsparse.models.unsupported import REASONS
 
-__all__ = ["ArchSpec", "InputGroup", "spec_for", "supported_model_types"]
+__all__ = ["ArchSpec", "DecodeSpec", "InputGroup", "spec_for", "supported_model_types"]
 
 
 def supported_model_types() -> list[str]:

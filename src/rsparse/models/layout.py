@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -70,6 +70,13 @@ def unit_shapes(model: PreTrainedModel, grouping: str) -> dict[str, tuple[dict[s
             else:
                 units.update({name: ({name: out}, site.in_features) for name, out in site.shapes.items()})
     return units
+
+
+def head_dim(model: PreTrainedModel) -> int:
+    """Size of an attention head."""
+    attention: Any = blocks(model)[0].self_attn
+    found: int = attention.head_dim
+    return found
 
 
 def check_positions(model: PreTrainedModel, tokens: int, what: str) -> None:

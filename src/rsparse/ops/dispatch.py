@@ -22,6 +22,7 @@ class Backend:
     """The ops of one backend; reference.py documents each. A plain object: modules can be neither copied nor pickled.
 
     Up to `gather_rows` rows go through select and gather_gemv, more through mask_rows and masked_gemm: the same function.
+    `prepare`, where a backend has it, puts the weights of the linears that it is given into the storage that it reads.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Backend:
     select: Callable[..., Any]
     gather_gemv: Callable[..., torch.Tensor]
     masked_gemm: Callable[..., torch.Tensor]
+    prepare: Callable[..., None] | None = None
 
 
 def backends() -> list[str]:
@@ -60,5 +62,6 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
         if why is None:
             module = importlib.import_module(f"rsparse.ops.{candidate if candidate == 'reference' else candidate + _SUFFIX}")
             ops = ("pack", "mask_rows", "select", "gather_gemv", "masked_gemm")
-            return Backend(candidate, module.GATHER_ROWS, *(getattr(module, op) for op in ops))
+            functions = [*(getattr(module, op) for op in ops), getattr(module, "prepare", None)]
+            return Backend(candidate, module.GATHER_ROWS, *functions)
     raise RSparseError(f"backend {name}: {why}")

@@ -1,10 +1,8 @@
-"""Generate text on transformers' static cache, with the prompt dense and what follows sparse."""
+"""Generate text with the prompt dense and what follows sparse."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +12,11 @@ from torch import Tensor
 
 from rsparse.errors import RSparseError
 from rsparse.models.layout import check_positions
-from rsparse.sparse_model import is_sparse, state
+from rsparse.runtime import modules, steps
+from rsparse.runtime.path import session_for
+from rsparse.runtime.prompts import Prompt, encode, pad_id
+from rsparse.runtime.request import Request
+from rsparse.runtime.text import Ends, Watch
 from rsparse.token_policy import TokenPolicy
 
 
@@ -23,7 +25,7 @@ class GenerationResult:
     """Texts of the new tokens; `token_ids` [batch, new] is padded after each row's end.
 
     `decode_tokens_per_second` counts all rows' tokens after the first one, which the prefill yields; None
-    where no more than one came.
+    where no more than one came. `backend` is what ran the new tokens: `modules`, the model's own, or the fused ops' name.
     """
 
     texts: list[str]
@@ -32,14 +34,12 @@ class GenerationResult:
     new_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    backend: str = "modules"
 
     @property
     def decode_tokens_per_second(self) -> float | None:
         steps = self.new_tokens - len(self.texts)
         return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else None
-
-
-Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 
 
 @torch.no_grad()
@@ -56,50 +56,35 @@ def generate(
     token_policy: TokenPolicy | None = None,
     stop: Sequence[str] = (),
     on_text: Callable[[str], None] | None = None,
+    backend: str = "auto",
 ) -> GenerationResult:
     """Continue each prompt: a string, token ids, or a chat (a list of {role, content}) that the chat template renders.
 
     temperature 0 is greedy. A row ends with the first of the strings `stop`, which its text still holds. `on_text`
-    receives pieces of text as they come, for a single prompt. Raises RSparseError on an empty prompt, on too few
-    tokens asked, and on a chat without a chat template.
+    receives pieces of text as they come, for a single prompt. With `backend` `auto` new tokens run by the kernels on a GPU
+    where these cover the model and the call, and stderr says why they do not; named, they must. Raises RSparseError on an
+    empty prompt, on too few tokens asked, on a chat without a chat template, and for kernels that do not cover what is asked.
     """
     _check(prompts, max_new_tokens, temperature, top_p)
-    encoded = _encode(tokenizer, prompts).to(next(model.parameters()).device)
+    encoded = encode(tokenizer, prompts).to(next(model.parameters()).device)
     length = encoded["input_ids"].shape[1]
     check_positions(model, length + max_new_tokens, f"{length} prompt tokens and {max_new_tokens} new ones")
-    watch = _Watch(tokenizer, on_text if len(prompts) == 1 else None)
-    sampling = _sampling(temperature, top_p, ignore_eos)
-    ends = _Ends(tokenizer, stop, length, len(prompts))
-    if stop:
-        sampling["stopping_criteria"] = [ends]
-    policy: Any = contextlib.nullcontext()
-    if is_sparse(model):
-        # By length, not by shape of call: a prompt's last piece may be a single token.
-        policy = state(model).policy.using(token_policy or TokenPolicy("decode"), encoded["attention_mask"].sum(1))
-    device = next(model.parameters()).device
-    with policy, torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=temperature > 0):
-        if temperature:
-            torch.manual_seed(seed)
-        start = time.perf_counter()
-        out = model.generate(
-            **encoded,
-            max_new_tokens=max_new_tokens,
-            cache_implementation="static",
-            disable_compile=True,
-            pad_token_id=_pad(tokenizer),
-            streamer=watch if len(prompts) == 1 else None,
-            logits_processor=[watch.on_logits],
-            **sampling,
-        )
-        _synchronize(model)
-        end = time.perf_counter()
-    watch.end()
-    new = out[:, length:].cpu()
-    eos = _eos_ids(model, ignore_eos)
-    counts = [min(_count(row.tolist(), eos), stopped) for row, stopped in zip(new, ends.at(new.shape[1]), strict=True)]
+    request = Request(
+        encoded["input_ids"], encoded["attention_mask"], max_new_tokens, temperature, top_p, seed,
+        eos=_eos_ids(model, ignore_eos), pad=pad_id(tokenizer), token_policy=token_policy or TokenPolicy("decode"),
+        ends=Ends(tokenizer, stop, length, len(prompts)), watch=Watch(tokenizer, on_text if len(prompts) == 1 else None),
+    )  # fmt: skip
+    session = session_for(model, request, backend)
+    produced = modules.run(model, request) if session is None else steps.run(model, request, session)
+    request.watch.end()
+    new = produced.tokens
+    stopped = request.ends.at(new.shape[1])
+    counts = [min(_count(row.tolist(), request.eos), at) for row, at in zip(new, stopped, strict=True)]
     texts = [tokenizer.decode(row[:count], skip_special_tokens=True) for row, count in zip(new, counts, strict=True)]
-    first = watch.first or end
-    return GenerationResult(texts, new, int(encoded["attention_mask"].sum()), sum(counts), first - start, end - first)
+    return GenerationResult(
+        texts, new, int(encoded["attention_mask"].sum()), sum(counts),
+        produced.prefill_seconds, produced.decode_seconds, "modules" if session is None else session.step.ops.name,
+    )  # fmt: skip
 
 
 def _check(prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, top_p: float) -> None:
@@ -111,109 +96,10 @@ def _check(prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, t
         raise RSparseError("there is no prompt")
 
 
-def _sampling(temperature: float, top_p: float, ignore_eos: bool) -> dict[str, Any]:
-    """What model.generate() must be told. A checkpoint's own sampling settings would only warn on a greedy run."""
-    found: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if temperature:
-        found = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    return found | ({"eos_token_id": None} if ignore_eos else {})
-
-
-def _ids(tokenizer: Any, prompt: Any) -> list[int]:
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    if not prompt or isinstance(prompt[0], int):
-        return list(prompt)
-    if tokenizer.chat_template is None:
-        raise RSparseError("this model's tokenizer has no chat template; give a plain prompt")
-    text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # a chat template writes BOS itself
-
-
-def _encode(tokenizer: Any, prompts: Sequence[Prompt]) -> Any:
-    rows = [_ids(tokenizer, prompt) for prompt in prompts]
-    if not all(rows):
-        raise RSparseError("a prompt is empty; give at least one token")
-    longest = max(map(len, rows))
-    ids = [[_pad(tokenizer)] * (longest - len(row)) + row for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    from transformers import BatchEncoding
-
-    return BatchEncoding({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)})
-
-
-def _pad(tokenizer: Any) -> int:
-    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-
-
-def _eos_ids(model: Any, ignore_eos: bool) -> set[int]:
+def _eos_ids(model: Any, ignore_eos: bool) -> frozenset[int]:
     eos = None if ignore_eos else model.generation_config.eos_token_id
-    return set() if eos is None else set(eos) if isinstance(eos, list) else {eos}
+    return frozenset() if eos is None else frozenset(eos if isinstance(eos, list) else [eos])
 
 
-def _count(row: list[int], eos: set[int]) -> int:
+def _count(row: list[int], eos: frozenset[int]) -> int:
     return next((index + 1 for index, token in enumerate(row) if token in eos), len(row))
-
-
-def _synchronize(model: Any) -> None:
-    if next(model.parameters()).is_cuda:
-        torch.cuda.synchronize()
-
-
-class _Ends:
-    """Notes where each row's new text first holds one of the strings `stop` (transformers' stopping criterion).
-
-    transformers' own also finds strings that begin in the prompt, and reads the whole vocabulary first.
-    """
-
-    def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int, rows: int) -> None:
-        self.tokenizer, self.stop, self.prompt_length = tokenizer, stop, prompt_length
-        self._at: list[int | None] = [None] * rows
-        # A token is a byte at least; a few more, since the first ones may lose their space or half a character.
-        self._look_back = max((len(text.encode()) for text in stop), default=0) + 4
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        tail = input_ids[:, max(self.prompt_length, input_ids.shape[1] - self._look_back) :]
-        for row, text in enumerate(self.tokenizer.batch_decode(tail)):
-            if self._at[row] is None and any(string in text for string in self.stop):
-                self._at[row] = input_ids.shape[1] - self.prompt_length
-        return torch.tensor([at is not None for at in self._at], device=input_ids.device)
-
-    def at(self, otherwise: int) -> list[int]:
-        """New tokens of each row up to its end, of one without an end `otherwise`."""
-        return [otherwise if at is None else at for at in self._at]
-
-
-class _Watch:
-    """Notes when the first token is there, and passes text on as it comes (transformers' streamer protocol)."""
-
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None) -> None:
-        self.tokenizer, self.on_text = tokenizer, on_text
-        self.first: float | None = None
-        self._ids: list[int] = []
-        self._printed = ""
-        self._prompt_seen = False
-
-    def on_logits(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self.first is None:
-            if scores.is_cuda:
-                torch.cuda.synchronize()
-            self.first = time.perf_counter()
-        return scores
-
-    def put(self, value: Tensor) -> None:
-        if not self._prompt_seen:
-            self._prompt_seen = True
-            return
-        self._ids += value.flatten().tolist()
-        text = self.tokenizer.decode(self._ids, skip_special_tokens=True)
-        # A character of several bytes is not whole yet while its text ends in the replacement mark.
-        if self.on_text is not None and not text.endswith("\ufffd"):
-            self.on_text(text[len(self._printed) :])
-            self._printed = text
-
-    def end(self) -> None:
-        if self.on_text is not None and self._ids:
-            text = self.tokenizer.decode(self._ids, skip_special_tokens=True)
-            self.on_text(text[len(self._printed) :])
-            self._printed = text

@@ -1,5 +1,5 @@
 """llama: see spec.py for the fields."""
 
-from rsparse.models.spec import GATED_DECODER, ArchSpec
+from rsparse.models.spec import GATED_DECODER, ArchSpec, DecodeSpec
 
-SPEC = ArchSpec(model_type="llama", blocks="model.layers", groups=GATED_DECODER)
+SPEC = ArchSpec(model_type="llama", blocks="model.layers", groups=GATED_DECODER, decode=DecodeSpec())

@@ -1,0 +1,29 @@
+"""Which fused ops run on a device."""
+
+from __future__ import annotations
+
+import torch
+
+from rsparse.ops import dispatch
+from rsparse.ops.fused.reference import ReferenceOps
+from rsparse.ops.fused.types import FusedOps
+
+
+def fused_ops(backend: str, device: torch.device) -> FusedOps:
+    """The ops of `backend`, a name that `rsparse.ops.dispatch.resolve` gave: `triton`, or the reference for any other.
+
+    Scratch memory belongs to the returned object: one for each stream that steps run on.
+    """
+    if backend == "triton":
+        from rsparse.ops.fused.triton_ops import TritonOps
+
+        return TritonOps(device)
+    return ReferenceOps()
+
+
+def refusal(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why the fused ops of `backend` cannot run a model there, or None."""
+    why = dispatch.refusal(backend, device, dtype)
+    if why is None and backend == "triton" and (head_dim % 2 or head_dim > 256):
+        return f"its attention has heads of up to 256, even in size, not {head_dim}"
+    return why

@@ -1,0 +1,121 @@
+"""The search for settings, with times made up: what it tries, and where it keeps what it finds."""
+
+from __future__ import annotations
+
+import json
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+import triton
+
+from rsparse.ops.fused import settings, tune
+from rsparse.ops.fused.settings import Tiles
+from tests.ops.fused import problems
+
+
+def test_splits_share_the_programs_out():
+    assert tune.split_for(4096, 12288, 512, 528) == 22  # 24 tiles
+    assert tune.split_for(4096, 4096, 256, 528) == 33  # 16 tiles
+    assert tune.split_for(4096, 128256, 512, 132) == 1
+    assert tune.split_for(128, 64, 64, 528) == 2, "segments of 64 channels or more"
+
+
+def test_the_best_of_the_first_and_of_what_follows_them():
+    tried = []
+
+    def time(tiles):
+        tried.append(tiles)
+        if tiles.block_n == 8:
+            raise triton.OutOfResources(1, 2, "shared memory")
+        return tiles.block_n + 1 / tiles.split
+
+    first = [Tiles(n, 16, 1, 4, 2) for n in (8, 16, 64, 32, 128)]
+    found = tune.best(first, lambda each: [Tiles(each.block_n, 16, split, 4, 2) for split in (1, 2, 4)], time)
+    assert found == (Tiles(16, 16, 4, 4, 2), 16.25)
+    assert len(tried) == len(set(tried)) == 5 + 3 * 2, "nothing is measured twice, and 128 is followed no further"
+
+
+@pytest.mark.parametrize("shape", [(4096, 4096), (14336, 4096), (4096, 28672)])
+def test_candidates(shape):
+    """At most 20 to begin with, and both ways of splitting among them: a program a list, and lists that programs share."""
+    for kind in ("gather", "dense", "rows"):
+        first, more = tune.candidates(kind, *shape, 132)
+        assert len(first) == len(set(first)) <= 20
+        shared = [tiles for tiles in first if tiles.segments is not None]
+        assert {tiles.split for tiles in shared} == ({1, 2} if kind == "gather" else set())
+        if kind != "gather":
+            assert all(tiles.segments is None for tiles in more(first[0]))
+            continue
+        assert {tiles.segments for tiles in more(first[0])} == {None, 16}, "a good one is tried with shared lists too"
+        follow = more(shared[0])
+        assert {tiles.split for tiles in follow} == {1, 3, 4, 8}
+        assert {tiles.segments for tiles in follow} == {16, 32}
+
+
+@pytest.fixture
+def pretend(tmp_path, monkeypatch):
+    """A GPU without settings, on which everything takes as long as its tiles are many."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(settings, "TUNED", tmp_path / "none")
+    monkeypatch.setattr(tune, "copies", lambda nbytes: 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(multi_processor_count=2))
+    runs = []
+
+    def microseconds(calls, **options):
+        for call in calls:
+            call()
+        runs.append(len(calls))
+        return 100.0 - len(runs)
+
+    monkeypatch.setattr(tune, "microseconds", microseconds)
+    monkeypatch.setattr(tune, "FORMS", ((64, 16, 4, 2), (32, 16, 4, 2)))
+    monkeypatch.setattr(tune, "SHARED", tune.SHARED[:1])
+    monkeypatch.setattr(tune, "MATRIX", ((64, 32, 4, 2),))
+    monkeypatch.setattr(tune, "HEADS", tune.HEADS[:1])
+    settings.known.cache_clear()
+    yield runs
+    settings.known.cache_clear()
+
+
+def model():
+    """Two groups of a sparse model, one of them dense, one stored by output row, and a head."""
+    by_row = problems.group(32, (24,), dense=True)
+    by_row = replace(by_row, weight=by_row.weight.T.contiguous().T)
+    groups = [problems.group(128, (40,)), problems.group(64, (32,), dense=True), problems.group(128, (40,)), by_row]
+    return groups, torch.zeros(48, 64)
+
+
+NAMES = {"gather 128 40", "rows 128 40", "dense 64 32", "rows 64 32", "head 32 24", "head 64 48"}
+
+
+def test_an_unknown_gpu_is_measured_once(pretend):
+    tune.tune_once(torch.device("cpu"), *model())
+    path = settings.cache_folder() / "cpu.json"
+    document = json.loads(path.read_text())
+    assert document["gpu"] == "cpu"
+    assert document["measured"]["triton"] == triton.__version__
+    assert document["measured"]["dtype"] == "float32"
+    assert set(document["shapes"]) == NAMES
+    for name in NAMES:
+        kind, *size = name.split()
+        assert settings.tiles_for("cpu", kind, *map(int, size)) == Tiles(**document["shapes"][name]["tiles"])
+    times = len(pretend)
+    tune.tune_once(torch.device("cpu"), *model())
+    assert len(pretend) == times
+
+
+def test_what_cannot_be_measured_follows_the_rule_with_a_warning(pretend, monkeypatch):
+    def fails(calls, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory\nTried to allocate")
+
+    monkeypatch.setattr(tune, "microseconds", fails)
+    with pytest.warns(UserWarning, match=r"for cpu \(CUDA out of memory\); kernels go by a rule"):
+        tune.tune_once(torch.device("cpu"), *model())
+    assert not (settings.cache_folder() / "cpu.json").exists()
+    assert settings.tiles_for("cpu", "rows", 128, 40) == settings.default("rows", 128, 40)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    with pytest.warns(UserWarning, match="kernels go by a rule"):
+        tune.tune_once(torch.device("cpu"), *model())

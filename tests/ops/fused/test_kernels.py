@@ -1,0 +1,19 @@
+"""The fused Triton kernels, interpreted on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.interpreted import run_interpreted, why_not
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_interpreted():
+    run_interpreted(Path(__file__).with_name("interpreted_kernels.py"))
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_tuning_interpreted():
+    run_interpreted(Path(__file__).with_name("interpreted_tune.py"))
