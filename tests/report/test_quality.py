@@ -120,6 +120,14 @@ def test_tasks_without_rows_that_pair_are_named_and_not_shown(page, entry):
     assert found.table("why")[1][-1] == "broken.json"
 
 
+def test_a_level_of_its_own_is_not_headed_dense(page):
+    found = page(
+        dense=quality("dense", 0.0, rows="1111", policy="dense"), a=quality("relufication-level-own", 0.0, rows="1100")
+    )
+    tables = [[row[0] for row in table[1:]] for table in found.tables if table[0][0] == "method"]
+    assert tables[:2] == [["dense", "dense", "a level of its own", "relufication-level-own"]] * 2
+
+
 def test_headlines_name_the_closest_and_say_whether_the_ordering_holds(page):
     found = page(
         dense=quality("dense", 0.0, text="a.txt", nll=DENSE), only=quality("sparse_only", 0.5, text="a.txt", nll=TEAL),
@@ -127,7 +135,16 @@ def test_headlines_name_the_closest_and_say_whether_the_ordering_holds(page):
     )  # fmt: skip
     assert "Perplexity under all at 50% asked: sparse_only is the closest to dense of 2 methods, ×1.22" in found.text
     assert "at 49.0% achieved sparsity, reading 60.0% of its bytes" in found.text
-    assert "R-Sparse ahead of sparse-only, does not hold here at 50% asked: ×1.105 its perplexity" in found.text
+    assert "R-Sparse (rsparse) ahead of sparse-only, does not hold here at 50% asked: ×1.105 its perplexity" in found.text
+
+
+def test_the_ordering_is_of_the_searched_recipe_where_there_is_one(page):
+    found = page(
+        only=quality("sparse_only", 0.5, text="a.txt", nll=ONLY), one=quality("rsparse", 0.5, text="a.txt", nll=ONLY),
+        mine=quality("searched-population8", 0.5, text="a.txt", nll=TEAL),
+        dense=quality("dense", 0.0, text="a.txt", nll=DENSE),
+    )  # fmt: skip
+    assert "R-Sparse (searched-population8) ahead of sparse-only, holds here at 50% asked" in found.text
 
 
 def test_headlines_pool_the_studies_of_the_same_weights(page):

@@ -42,7 +42,7 @@ def test_a_folder_without_records_is_refused(tmp_path, what):
         "nothing": "not there",
         "file": "a file",
         "empty": "holds no .json file",
-        "none": "1 .json files, none of them a record",
+        "none": "1 .json file, none of them a record",
     }
     with pytest.raises(RSparseError, match=says[what]):
         read(folder)

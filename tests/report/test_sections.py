@@ -94,7 +94,7 @@ def test_the_papers_tables_have_published_figures_under_their_own_policy(page):
         {
             "preset": "dense",
             "sparsity": 0,
-            "policies": {"last_fraction:0.1": {"mean": 55.0, "published": [{"model": "L", "mean": 65.88}]}},
+            "policies": {"last_fraction:0.1": {"mean": 55.0, "published": [{"model": "L", "sparsity": 0.0, "mean": 65.88}]}},
         },
         {
             "preset": "cats",

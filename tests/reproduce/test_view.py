@@ -64,6 +64,16 @@ def test_a_published_mean_is_over_the_tasks_that_ran(tmp_path):
     assert found["R-Sparse (searched)"][3:7] == [f"{(77.31 + 93.90) / 2:.2f}", f"{(78.35 + 87.6) / 2:.2f}", "", ""]
 
 
+def test_a_published_mean_beside_a_row_that_has_not_run_is_over_the_same_tasks(tmp_path):
+    results = results_of(tmp_path)
+    write_tasks(tmp_path, results.request, results.lines[0], ALL, piqa="1100", sciq="1110")  # the dense model's alone
+    text = markdown(results)
+    found = rows(text, "Mean over the tasks, %")["R-Sparse (searched)"]
+    assert (found[1], found[3:7]) == ("not run", [f"{(77.31 + 93.90) / 2:.2f}", f"{(78.35 + 87.6) / 2:.2f}", "", ""])
+    by_task = rows(text, "By task, %, token policy last_fraction:0.1")
+    assert by_task["*published: rsparse, Llama-2-7B*"] == ["50%", "77.3", "93.9", f"{(77.31 + 93.90) / 2:.2f}", ""]
+
+
 def test_by_task(tmp_path):
     text = markdown(filled(tmp_path))
     found = rows(text, "By task, %, token policy last_fraction:0.1")
@@ -96,11 +106,16 @@ def test_published_perplexities_stand_by_the_number_that_a_table_varies(tmp_path
 def test_the_verdict_comes_first_and_missed_levels_are_explained(tmp_path):
     text = markdown(filled(tmp_path))
     assert text.splitlines()[4].startswith("Paper's ordering: ")
-    assert (
-        "Not at equal bytes: relufication asked for 50% drops 53.0% under last_fraction:0.1 and 53.0% under all: what ReLU"
-        in text
-    )
+    missed = "53.0% under last_fraction:0.1 on the tasks and 53.0% under all on the tasks"
+    assert f"Not at equal bytes: relufication asked for 50% drops {missed}: what ReLU" in text
     assert "arXiv 2504.19449" in text
+
+
+def test_a_level_missed_on_texts_alone_is_named(tmp_path):
+    results = filled(tmp_path)
+    write_text(tmp_path, results.request, results.lines[1], ALL, "one.txt", [1.0, 2.0], 0.47)
+    text = markdown(results_of(tmp_path))
+    assert "- Not at equal bytes here: R-Sparse (searched) asked for 50% drops 47.0% under all on the texts." in text
 
 
 def test_refused_cells_say_so(tmp_path):
@@ -125,5 +140,7 @@ def test_metrics(tmp_path):
         "mean": 50.0, "tasks": dict.fromkeys(TASKS, 50.0), "perplexity": {"one": 9.0}, "achieved_sparsity": 0.5,
     }  # fmt: skip
     assert [each["mean"] for each in mine["policies"]["last_fraction:0.1"]["published"]] == [64.06, 63.31, 66.20, 68.39]
+    few = metrics(filled(tmp_path / "few", piqa="1100", sciq="1110"))["rows"][1]["policies"]["last_fraction:0.1"]["published"]
+    assert [each["mean"] for each in few] == [85.605, 82.975]  # as in the table, over the tasks that ran
     assert found["lines"][0].startswith("Paper's ordering")
     assert found["ordering"] == {"last_fraction:0.1": [], "all": []}

@@ -23,5 +23,5 @@ def run(args: argparse.Namespace) -> None:
     if args.out.suffix.lower() not in SUFFIXES:
         raise RSparseError(f"-o {args.out} must end in .html")
     shown, left = write_report(args.results, args.out, title=args.title)
-    said = f"; {left} other files are named at its end" if left else ""
+    said = f"; {left} other file{' is' if left == 1 else 's are'} named at its end" if left else ""
     print(f"{args.out}: {shown} records, {args.out.stat().st_size / 1e6:.1f} MB{said}")

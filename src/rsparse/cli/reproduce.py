@@ -53,11 +53,14 @@ def run(args: argparse.Namespace) -> None:
     from rsparse.atomic import check_writable
     from rsparse.reproduce.request import check_filters
     from rsparse.reproduce.run import Reproduction
+    from rsparse.reproduce.searches import check_windows
 
     names = _names(args.tables)
     tables = {name: reproduce.load(name) for name in names}
     if args.out.exists() and not args.out.is_dir():
         raise RSparseError(f"{args.out} is a file; name a folder to write to")
+    if args.show and not args.out.exists():
+        raise RSparseError(f"{args.out} is not there; --show needs a folder of records")
     check_writable(args.out / "settings.json")
     request, tasks = _request(args, list(tables.values()))
     check_filters(request, list(tables.values()))
@@ -69,8 +72,10 @@ def run(args: argparse.Namespace) -> None:
     if args.show:
         _write(args.out, request, tables)
         return
+    check_windows(request, list(tables.values()))
     runner = Reproduction(list(tables.values()), request, args.out, load, tasks)
     runner.check()
+    runner.open()
     failed: list[str] = []
     try:
         failed = runner.run()

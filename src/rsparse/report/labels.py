@@ -30,8 +30,9 @@ def level(record: Record) -> float:
     return number(record.config, "sparsity") or 0.0
 
 
-def level_title(asked: float) -> str:
-    return f"{asked:.0%} asked" if asked else "dense"
+def level_title(asked: float, *, dense: bool = True) -> str:
+    """Above rows of one level; without `dense`, 0 is a method that has a level of its own."""
+    return f"{asked:.0%} asked" if asked else "dense" if dense else "a level of its own"
 
 
 def is_dense(record: Record) -> bool:

@@ -71,7 +71,8 @@ def read(folder: Path) -> tuple[list[Record], list[LeftOut]]:
         else:
             records += _forms(found)
     if not records:
-        seen = f"{len(left)} .json files, none of them a record (the first: {left[0].why})" if left else "no .json file"
+        files = f"{len(left)} .json file{'s' * (len(left) != 1)}"
+        seen = f"{files}, none of them a record (the first: {left[0].why})" if left else "no .json file"
         raise RSparseError(f"{folder} holds {seen}; name a folder of records, as `--json` and the benches write them")
     return _named(records), left
 

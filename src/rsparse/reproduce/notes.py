@@ -24,19 +24,23 @@ def _levels(results: Results) -> list[str]:
     for line in results.lines:
         missed = [] if line.dense or not line.level else _missed(results, line)
         if missed:
-            text = f"{line.label} asked for {line.level:.0%} drops {' and '.join(missed)}"
+            *most, last = missed
+            text = f"{line.label} asked for {line.level:.0%} drops {', '.join(most)}{' and ' if most else ''}{last}"
             why = WHY.get(line.method.name)
             (explained if why else others).append(f"{text}: {why}" if why else text)
     lines = [f"Not at equal bytes: {text}." for text in explained]
-    return lines + ([f"Not at equal bytes on this text: {'; '.join(others)}."] if others else [])
+    return lines + ([f"Not at equal bytes here: {'; '.join(others)}."] if others else [])
 
 
 def _missed(results: Results, line: Line) -> list[str]:
     found = []
     for policy in results.request.policies:
-        achieved = results.achieved(line, policy)
-        if achieved is not None and abs(achieved - line.level) > APART:
-            found.append(f"{achieved:.1%} under {policy}")
+        both = bool(results.has_tasks(line) and results.texts(line))  # a table on both says which it is
+        for texts in (False, True):
+            achieved = results.achieved(line, policy, texts=texts)
+            if achieved is not None and abs(achieved - line.level) > APART:
+                where = f" on the {'texts' if texts else 'tasks'}" if both else ""
+                found.append(f"{achieved:.1%} under {policy}{where}")
     return found
 
 

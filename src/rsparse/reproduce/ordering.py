@@ -94,7 +94,7 @@ def pairs(results: Results) -> list[Pair]:
 def outcome(results: Results, pair: Pair, policy: TokenPolicy) -> Outcome:
     """Compared on the same rows or windows."""
     found = _outcome(results, pair, policy)
-    achieved = [results.achieved(line, policy) for line in (pair.better, pair.worse)]
+    achieved = [results.achieved(line, policy, texts=pair.texts) for line in (pair.better, pair.worse)]
     if found.verdict == MISSING or None in achieved:
         return found
     high, low = achieved

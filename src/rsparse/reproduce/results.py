@@ -69,9 +69,9 @@ class Results:
         record = self.record(line, policy, text)
         return None if record is None or "refused" in record["metrics"] else record["metrics"]
 
-    def achieved(self, line: Line, policy: TokenPolicy) -> float | None:
-        """Measured sparsity: over the tasks, else the mean over the texts."""
-        wanted = (None,) if self.has_tasks(line) else self.texts(line)
+    def achieved(self, line: Line, policy: TokenPolicy, *, texts: bool = False) -> float | None:
+        """Measured sparsity: over the tasks, or with `texts` the mean over those, which can differ."""
+        wanted = self.texts(line) if texts else (None,) if self.has_tasks(line) else ()
         cells = [self.metrics(line, policy, text) for text in wanted]
         found = [cell["achieved_sparsity"] for cell in cells if cell is not None and "achieved_sparsity" in cell]
         return statistics.fmean(found) if found else None

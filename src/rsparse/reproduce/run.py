@@ -58,6 +58,18 @@ class Reproduction:
             texts = {text_label(name): name for name in (*self.request.texts, settings.calibration_data)}
             check_folder(folder_of(self.folder, variant), settings, model, texts)
 
+    def open(self) -> None:
+        """Load the model where a cell is missing. Raises RSparseError: without it every cell would fail alike."""
+        parts = self.parts().items()
+        if all(cell.path(folder_of(self.folder, variant)).exists() for variant, cells in parts for cell in cells):
+            return
+        try:
+            self._load(self.request.model)
+        except (RSparseError, OSError):
+            raise
+        except Exception as error:
+            raise RSparseError(f"cannot load {self.request.model} ({type(error).__name__}: {error})") from error
+
     def run(self) -> list[str]:
         """Run what is missing; returns a line for each cell that failed."""
         self.check()

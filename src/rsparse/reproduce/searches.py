@@ -12,10 +12,12 @@ from rsparse.benchmark.grid import Cell, model_label
 from rsparse.benchmark.search import SearchBench, record_file
 from rsparse.benchmark.settings import Settings, check_parts
 from rsparse.benchmark.workbench import Prepared, Workbench
+from rsparse.errors import RSparseError
 from rsparse.evaluation.describe import short
 from rsparse.methods import MethodSpec, check
 from rsparse.recipe import Recipe
-from rsparse.reproduce.table import PAPER_METHOD
+from rsparse.reproduce.request import Request
+from rsparse.reproduce.table import PAPER_METHOD, Table
 from rsparse.search import SearchSettings
 from rsparse.search.run import Progress
 
@@ -69,6 +71,20 @@ class Searches:
             where = f"population {population}, generation {progress.generation + 1}"
             left = f"about {progress.seconds_left:.0f} s left"
             self.say(f"{where}: {progress.done} of {progress.total} candidates, {left}")
+
+
+def check_windows(request: Request, tables: Sequence[Table]) -> None:
+    """Raises RSparseError where the calibration holds fewer windows than a search takes, before the other cells run."""
+    for line in (line for table in tables for line in request.lines(table) if line.method.name == PAPER_METHOD):
+        settings = request.settings_of(line.variant)
+        wanted = search_settings(line.method, line.level, settings.seed).samples
+        tokens, length = settings.calibration_tokens, settings.seq_len
+        windows = tokens // length
+        if windows < wanted:
+            raise RSparseError(
+                f"the search of R-Sparse takes {wanted} windows of {length} tokens, and --calibration-tokens {tokens} holds "
+                f"{windows}; give {wanted * length}, or --searched samples={windows}"
+            )
 
 
 def search_settings(method: MethodSpec, level: float, seed: int) -> SearchSettings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from rsparse import published
@@ -12,7 +12,6 @@ from rsparse.analysis.quality_table import figure as perplexity_figure
 from rsparse.analysis.quality_table import head_lines, row_line
 from rsparse.benchmark.grid import text_label
 from rsparse.evaluation.describe import short
-from rsparse.evaluation.tasks import TaskScore
 from rsparse.published import Figure, Figures
 from rsparse.reproduce.notes import notes
 from rsparse.reproduce.ordering import is_of, outcomes, verdict_line
@@ -98,7 +97,7 @@ def mean_table(results: Results) -> list[str]:
         beside = published_columns(results, policy)
         columns.append((policy, beside))
         head += [str(policy), "achieved", *(name for name, _ in beside)]
-    lines = head_lines(head)
+    lines, heads = head_lines(head), _heads(results)
     for line in results.lines:
         if not results.has_tasks(line):
             continue
@@ -107,7 +106,7 @@ def mean_table(results: Results) -> list[str]:
             scores = results.scores(line, policy)
             cells.append(missing(results, line, policy, None) if scores is None else f"{mean_score(scores):.2f}")
             cells.append("" if line.dense else share(results.achieved(line, policy)))
-            cells += [_published_mean(figures, line, scores) for _, figures in beside]
+            cells += [_published_mean(figures, line, heads) for _, figures in beside]
         lines.append(row_line(cells))
     return lines
 
@@ -131,7 +130,8 @@ def task_table(results: Results, policy: TokenPolicy) -> list[str]:
                 by_head = {head: value for head, names in TASKS.items() for name, value in each.tasks.items() if name in names}
                 cells = [f"{by_head[head]:.1f}" if head in by_head else "" for head in heads]
                 level = f"{each.sparsity:.0%}" if each.sparsity else ""
-                lines.append(row_line([f"*published: {each.method}, {each.model}*", level, *cells, f"{each.mean:.2f}", ""]))
+                mean = _published_mean([each], None, frozenset(heads) or None)
+                lines.append(row_line([f"*published: {each.method}, {each.model}*", level, *cells, mean, ""]))
     return lines
 
 
@@ -208,33 +208,56 @@ def _sets(results: Results, policy: TokenPolicy) -> Iterator[Figures]:
             yield figures
 
 
-def _published_mean(figures: list[Figure], line: Line, scores: Mapping[str, TaskScore] | None) -> str:
-    """Over the tasks that ours is over; nothing where those are not published one by one."""
-    figure = next((each for each in figures if is_of(each, line)), None)
-    if figure is None:
-        return ""
-    if scores is None or set(scores) == set(TASKS):
-        return f"{figure.mean:.2f}"
+def _heads(results: Results) -> frozenset[str] | None:
+    """Tasks that the table's rows ran, those of the first of them; None where none has run."""
+    scores = (results.scores(line, policy) for line in results.lines for policy in results.request.policies)
+    return next((frozenset(each) for each in scores if each is not None), None)
+
+
+def _published_mean(figures: list[Figure], line: Line | None, heads: frozenset[str] | None) -> str:
+    """Of `line`, where one is given, over the tasks that ours are over; empty where those are not published one by one."""
+    figure = next((each for each in figures if line is None or is_of(each, line)), None)
+    mean = None if figure is None else _mean_over(figure, heads)
+    return "" if mean is None else f"{mean:.2f}"
+
+
+def _mean_over(figure: Figure, heads: frozenset[str] | None) -> float | None:
+    """Its own mean where ours are over all the tasks, or there are none."""
+    if heads is None or heads == set(TASKS):
+        return figure.mean
     by_head = {head: value for head, names in TASKS.items() for name, value in figure.tasks.items() if name in names}
-    return f"{statistics.fmean(by_head[head] for head in scores):.2f}" if set(scores) <= set(by_head) else ""
+    return statistics.fmean(by_head[head] for head in heads) if heads <= set(by_head) else None
 
 
 def _figures(results: Results, line: Line, policy: TokenPolicy) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if (scores := results.scores(line, policy)) is not None:
+    scores = results.scores(line, policy)
+    if scores is not None:
         found["mean"] = round(mean_score(scores), 4)
         found["tasks"] = {head: round(100 * score.mean(score.primary), 4) for head, score in scores.items()}
     by_text = {text_label(text): results.metrics(line, policy, text) for text in results.texts(line)}
     if perplexity := {name: cell["perplexity"] for name, cell in by_text.items() if cell is not None}:
         found["perplexity"] = perplexity
-    if not line.dense and (achieved := results.achieved(line, policy)) is not None:
-        found["achieved_sparsity"] = round(achieved, 6)
+    achieved = [results.achieved(line, policy, texts=texts) for texts in (False, True)]
+    if not line.dense and (measured := [each for each in achieved if each is not None]):
+        found["achieved_sparsity"] = round(measured[0], 6)  # over the tasks where there are both
     wanted = [*results.texts(line), *([None] if results.has_tasks(line) else [])]
     if reasons := {reason for text in wanted if (reason := results.refusal(line, policy, text))}:
         found["refused"] = sorted(reasons)
-    beside = [each for figures in _sets(results, policy) for each in figures.rows if is_of(each, line)]
-    if mine := [each for each in beside if set(each.options) <= set(results.table.varies)]:
-        found["published"] = [published.to_dict(each) for each in mine]
+    if beside := _published(results, line, policy):
+        found["published"] = beside
+    return found
+
+
+def _published(results: Results, line: Line, policy: TokenPolicy) -> list[dict[str, Any]]:
+    """Of a line, each mean over the tasks that ours are over, as in the table."""
+    found, heads = [], _heads(results)
+    for figures in _sets(results, policy):
+        for each in figures.rows:
+            if is_of(each, line) and set(each.options) <= set(results.table.varies):
+                mean = each.mean if figures.lower_is_better else _mean_over(each, heads)
+                if mean is not None:
+                    found.append(published.to_dict(each) | {"mean": round(mean, 4)})
     return found
 
 

@@ -47,7 +47,7 @@ def _table(table: TextTable) -> Table:
         least = min((kl for row in rows if (kl := _kl(row, texts)) is not None), default=None)
         marks = {text: row for text, row in best.items() if row is not None and len(rows) > 1}
         kl_best = {"kl": least} if least is not None and len(rows) > 1 else {}
-        groups.append(Rows(level_title(asked), [_row(table, row, texts, marks, kl_best) for row in rows]))
+        groups.append(Rows(level_title(asked, dense=False), [_row(table, row, texts, marks, kl_best) for row in rows]))
     caption = f"{table.protocol.model}: {table.protocol.words}. Records of {table.protocol.place}."
     return Table(caption, columns, [group for group in groups if group.rows])
 

@@ -75,7 +75,8 @@ def _published(found: Values) -> list[str]:
     said = []
     for each in figures if isinstance(figures, list) else []:
         if isinstance(each, dict) and (mean := number(each, "mean")) is not None:
-            said.append(f"{mean:.2f} ({text(each, 'model') or 'model not stated'})")
+            stated = ", level not stated" if number(each, "sparsity") is None else ""
+            said.append(f"{mean:.2f} ({text(each, 'model') or 'model not stated'}{stated})")
     return said
 
 

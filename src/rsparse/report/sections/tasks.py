@@ -50,7 +50,7 @@ def _table(table: TaskTable) -> Table:
         best = max(whole, key=_mean) if len(whole) > 1 else None
         highest = {name: max((s.mean(s.primary) for r in rows if (s := r.scores.get(name))), default=0.0) for name in names}
         highest = highest if len(rows) > 1 else {}
-        groups.append(Rows(level_title(asked), [_row(table, each, names, best, highest) for each in rows]))
+        groups.append(Rows(level_title(asked, dense=False), [_row(table, each, names, best, highest) for each in rows]))
     caption = f"{table.protocol.model}: {table.protocol.words}. Records of {table.protocol.place}."
     return Table(caption, columns, [group for group in groups if group.rows])
 
@@ -80,7 +80,7 @@ def _normalised(table: TaskTable) -> list[Part]:
         found = [each.scores.get(name) for name in names]
         values = [score.mean("acc_norm") if score and "acc_norm" in score.rows else None for score in found]
         cells = [EMPTY if value is None else Cell(_percent(value), sort=value) for value in values]
-        groups.setdefault(level_title(each.asked), []).append([Cell(each.method), *cells])
+        groups.setdefault(level_title(each.asked, dense=each is table.dense), []).append([Cell(each.method), *cells])
     columns = [Column("method", numeric=False), *(Column(name, "acc_norm, %") for name in names)]
     caption = f"{table.protocol.model}: acc_norm (log-likelihood per character), {table.protocol.words}"
     return [Table(caption, columns, [Rows(title, rows) for title, rows in groups.items()], folded="The same with acc_norm")]
