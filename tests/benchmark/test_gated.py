@@ -26,7 +26,7 @@ def test_records_of_methods_without_a_recipe(files):
 def test_cells_that_cannot_be_are_named(files):
     bench = Bench(files, grid(files, "cats", "griffin", policies=[ALL], levels=[0.3, 0.5], tasks=False))
     failed = bench.run()
-    assert sum("sparsity 0.5 is below CATS's floor: at most 0.395 on this model" in line for line in failed) == 2
+    assert sum("sparsity 0.5 is past CATS's floor: it drops at most 0.395 on this model" in line for line in failed) == 2
     assert sum("token policy all has none; use decode, or last_fraction:F" in line for line in failed) == 4
     assert len(failed) == 6
     made = [name for name in bench.names() if not name.startswith("dense")]

@@ -39,7 +39,7 @@ def test_the_published_level():
 def test_its_floor(model):
     """0.95 of up and down: with all of them dropped nothing is left of an MLP. The figure is rounded down."""
     assert make_recipe(model, "cats", 0.95 * 7680 / 18432).kept == pytest.approx(0.05)
-    with pytest.raises(RSparseError, match=r"^sparsity 0.396 is below CATS's floor: at most 0.395 on this model$"):
+    with pytest.raises(RSparseError, match=r"^sparsity 0.396 is past CATS's floor: it drops at most 0.395 on this model$"):
         make_recipe(model, "cats", 0.396)
     assert make_recipe(model, "cats", 0.395).kept > 0.05
 

@@ -37,7 +37,7 @@ def test_every_level_has_whole_heads_and_its_bytes(sparsity):
 
 
 def test_its_floor():
-    with pytest.raises(RSparseError, match=r"^sparsity 0.9 is below Deja Vu's floor: at most 0.831 on this model$"):
+    with pytest.raises(RSparseError, match=r"^sparsity 0.9 is past Deja Vu's floor: it drops at most 0.831 on this model$"):
         make_recipe(tiny_model("llama"), "dejavu", 0.9)
 
 

@@ -23,7 +23,7 @@ def test_levels():
     assert (plan.rule, plan.thresholds, plan.settled) == ("prompt", {}, True)
     assert plan.kept == pytest.approx(1 - 0.25 * 18432 / 11520)  # gate, up and down drop together
     assert make_recipe(model, "griffin", 0.9, level="own").kept == 0.5
-    with pytest.raises(RSparseError, match=r"^sparsity 0.6 is below GRIFFIN's floor: at most 0.593 on this model$"):
+    with pytest.raises(RSparseError, match=r"^sparsity 0.6 is past GRIFFIN's floor: it drops at most 0.593 on this model$"):
         make_recipe(model, "griffin", 0.6)
 
 

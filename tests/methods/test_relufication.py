@@ -36,8 +36,8 @@ def test_plans(model):
 @pytest.mark.parametrize(
     ("sparsity", "options", "says"),
     [
-        (0.4, {}, "^sparsity 0.4 is below ReLUfication's floor: at most 0.395 on this model$"),
-        (0.2, {"phases": 2}, "^sparsity 0.2 is below ReLUfication's floor: at most 0.197 on this model$"),
+        (0.4, {}, "^sparsity 0.4 is past ReLUfication's floor: it drops at most 0.395 on this model$"),
+        (0.2, {"phases": 2}, "^sparsity 0.2 is past ReLUfication's floor: it drops at most 0.197 on this model$"),
         (0.2, {"phases": -1}, "phases must be 0 or more, got -1"),
         (0.2, {"phases": "few"}, "phases must be a whole number, got 'few'"),
         (0.2, {"level": "high"}, "level must be one of asked, own"),

@@ -86,7 +86,7 @@ def test_what_a_method_refuses_is_a_record_and_no_failure(files):
     tried = Tried(files, table(Row("cats", (0.3, 0.6)), Row("griffin", (0.3,)), tasks=True, texts=True))
     assert tried.runner.run() == []
     refused = tried.record("tiny/cats-s0.6-all-tasks.json")
-    assert refused["metrics"] == {"refused": "sparsity 0.6 is below CATS's floor: at most 0.395 on this model"}
+    assert refused["metrics"] == {"refused": "sparsity 0.6 is past CATS's floor: it drops at most 0.395 on this model"}
     assert (refused["config"]["suite"], refused["config"]["method"]) == ("refused", "cats")
     assert "has none" in tried.record("tiny/griffin-s0.3-all-one.json")["metrics"]["refused"]
     assert "tasks" in tried.record("tiny/griffin-s0.3-last_fraction0.1-tasks.json")["metrics"]

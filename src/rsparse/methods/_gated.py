@@ -37,7 +37,7 @@ def check_floor(name: str, sparsity: float, spared: float) -> None:
     if sparsity > most + 1e-12:
         # Rounded down, so that it can be asked for.
         raise RefusedError(
-            f"sparsity {sparsity:g} is below {name}'s floor: at most {math.floor(most * 1000) / 1000:g} on this model"
+            f"sparsity {sparsity:g} is past {name}'s floor: it drops at most {math.floor(most * 1000) / 1000:g} on this model"
         )
 
 
