@@ -101,7 +101,7 @@ def _print(rows: dict[str, dict[str, Any]], sparsity: float) -> None:
     print(
         f"Perplexity: {tokens} tokens of the bundled Python reference that calibration did not see, every token but "
         "each window's first sparse.\nBytes: weights that one token reads, head included. Tokens/s: plain PyTorch, "
-        "which reads dropped weights all the same; the kernels that do not are to come."
+        "which reads dropped weights all the same; kernels that skip them run on CUDA."
     )
     for number, prompt in enumerate(PROMPTS):
         print(f"\n{prompt} ...")
