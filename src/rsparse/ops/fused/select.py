@@ -18,6 +18,18 @@ from rsparse.ops.fused.types import Norm
 Z_CHANNELS, Z_COLUMNS = 128, 32  # of V that a program holds at a time
 
 
+@triton.jit
+def _keeps(x, t, c_ptr, sparse_ptr, mask, row, channel, rows, columns, end):  # type: ignore[no-untyped-def]
+    """m of x [row, channel] by threshold t: both halves of the kernel must draw it alike."""
+    score = tl.abs(x.to(tl.float32))
+    if c_ptr is not None:
+        score = score * tl.load(c_ptr + mask * columns + channel, channel < end, 0)[None, :]
+    m = score > t
+    if sparse_ptr is not None:
+        m = m | (tl.load(sparse_ptr + row, row < rows, 1) == 0)[:, None]
+    return m
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _compact(  # type: ignore[no-untyped-def]
     x_ptr,
@@ -52,15 +64,8 @@ def _compact(  # type: ignore[no-untyped-def]
         inverse = inverse_rms(x_ptr, row, rows, columns, eps, WHOLE)
     x = read(x_ptr, weight_ptr, inverse, row, channel, rows, columns, end, KIND, PLUS_ONE)
     inside = (row < rows)[:, None] & (channel < end)[None, :]
-    score = tl.abs(x.to(tl.float32))
     for mask in tl.static_range(MASKS):
-        scaled = score
-        if c_ptr is not None:
-            scaled = score * tl.load(c_ptr + mask * columns + channel, channel < end, 0)[None, :]
-        m = scaled > tl.load(t_ptr + mask)
-        if sparse_ptr is not None:
-            m = m | (tl.load(sparse_ptr + row, row < rows, 1) == 0)[:, None]
-        m = m & inside
+        m = _keeps(x, tl.load(t_ptr + mask), c_ptr, sparse_ptr, mask, row, channel, rows, columns, end) & inside
         kept = tl.where(m, x, 0.0).to(x.dtype)
         base = values_ptr + (mask * rows + row[:, None]) * segments * length
         if COMPACT:
@@ -117,12 +122,7 @@ def _low_rank(  # type: ignore[no-untyped-def]
     for start in range(first, end, CHANNELS):
         channel = start + tl.arange(0, CHANNELS)
         x = read(x_ptr, weight_ptr, inverse, row, channel, rows, columns, end, KIND, PLUS_ONE)
-        score = tl.abs(x.to(tl.float32))
-        if c_ptr is not None:
-            score = score * tl.load(c_ptr + mask * columns + channel, channel < end, 0)[None, :]
-        m = score > t
-        if sparse_ptr is not None:
-            m = m | (tl.load(sparse_ptr + row) == 0)[:, None]
+        m = _keeps(x, t, c_ptr, sparse_ptr, mask, row, channel, rows, columns, end)
         dropped = tl.sum(tl.where(m, 0.0, x.to(tl.float32)), 0)  # of one row
         reads = ((dropped != 0) & (channel < end))[:, None] & live[None, :]
         at = channel[:, None].to(tl.int64) * (SECTIONS * rank) + (section * rank + column)[None, :]
