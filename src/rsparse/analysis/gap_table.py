@@ -35,14 +35,15 @@ def gap_tables(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
 
 
 def _rows(records: Sequence[Record], texts: Sequence[str], compensated: bool) -> list[str]:
-    found = {key: _by_text(group) for key, group in rows_of(records).items()}
-    is_fitted = {key: any(r["config"].get("compensation") for r in group) for key, group in rows_of(records).items()}
+    groups = rows_of(records)
+    found = {key: _by_text(group) for key, group in groups.items()}
     lines = []
     for (model, level, preset), mine in found.items():
         dense, base = found.get((model, 0.0, "dense"), {}), found.get((model, level, BASE), {})
         if not all(text in each for text in texts for each in (mine, dense, base)):
             continue
-        if preset in ("dense", BASE) or is_fitted[model, level, preset] != compensated:
+        fitted = any(r["config"].get("compensation") for r in groups[model, level, preset])
+        if preset in ("dense", BASE) or fitted != compensated:
             continue
         shares = [gap_closed(mine[text]["perplexity"], base[text]["perplexity"], dense[text]["perplexity"]) for text in texts]
         if sum(shares) < -len(shares):

@@ -117,3 +117,9 @@ class Section:
 def slug(*words: str) -> str:
     """An anchor: letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+
+
+def headings(title: str, models: Sequence[str]) -> list[list[Heading]]:
+    """For each of a section's tables, by its model: a heading where it is the model's first, else nothing."""
+    before = [None, *models]
+    return [[Heading(model, slug(title, model))] if model != last else [] for model, last in zip(models, before, strict=False)]

@@ -76,22 +76,32 @@ class Shape:
         yield from _until_dense(self.model)
 
 
-class Real:
-    """A dense model and its calibration, which makes it sparse; prompts [n, tokens] are of a text."""
+class _OnText:
+    """A real model, which decodes as it likes behind prompts [n, tokens] of a text. `load` sets `model`."""
 
-    def __init__(self, name: str, load: Callable[[], Any], calibration: Any, prompts: Callable[[int], Tensor]) -> None:
-        self.name, self._load, self._calibration, self._prompts = short(name), load, calibration, prompts
+    model: Any
+
+    def __init__(self, name: str, load: Callable[[], Any], prompts: Callable[[int], Tensor]) -> None:
+        self.name, self._load, self._prompts = short(name), load, prompts
         self.config: dict[str, Any] = {"model": self.name, "masks": "of the model's own decode"}
-
-    def load(self) -> Any:
-        self.model = self._load()
-        return self.model
 
     def prompt(self, batch: int, tokens: int) -> Tensor:
         return _first_rows(self._prompts(tokens), batch, tokens).to(self.model.device)
 
     def given(self, batch: int, new_tokens: int) -> None:
         return None
+
+
+class Real(_OnText):
+    """A dense model and its calibration, which makes it sparse."""
+
+    def __init__(self, name: str, load: Callable[[], Any], calibration: Any, prompts: Callable[[int], Tensor]) -> None:
+        super().__init__(name, load, prompts)
+        self._calibration = calibration
+
+    def load(self) -> Any:
+        self.model = self._load()
+        return self.model
 
     @contextlib.contextmanager
     def sparse(self, sparsity: float, ranks: str) -> Iterator[Any]:
@@ -99,22 +109,12 @@ class Real:
         yield from _until_dense(self.model)
 
 
-class Checkpoint:
+class Checkpoint(_OnText):
     """A sparse checkpoint: its recipe is the one cell, its dense form the baseline. `load` makes a new sparse model."""
-
-    def __init__(self, name: str, load: Callable[[], Any], prompts: Callable[[int], Tensor]) -> None:
-        self.name, self._load, self._prompts = short(name), load, prompts
-        self.config: dict[str, Any] = {"model": self.name, "masks": "of the model's own decode"}
 
     def load(self) -> Any:
         self.model = densify(self._load())
         return self.model
-
-    def prompt(self, batch: int, tokens: int) -> Tensor:
-        return _first_rows(self._prompts(tokens), batch, tokens).to(self.model.device)
-
-    def given(self, batch: int, new_tokens: int) -> None:
-        return None
 
     @contextlib.contextmanager
     def sparse(self, sparsity: float, ranks: str) -> Iterator[Any]:

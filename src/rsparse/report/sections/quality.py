@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rsparse.analysis.quality_table import figure
 from rsparse.report.labels import level_title
 from rsparse.report.paired import ratio
-from rsparse.report.parts import EMPTY, Cell, Column, Heading, Paragraph, Part, Rows, Section, Table, slug
+from rsparse.report.parts import EMPTY, Cell, Column, Paragraph, Part, Rows, Section, Table, headings
 from rsparse.report.reading import Record, number
 from rsparse.report.text_tables import Row, Text, TextTable, text_tables, ties_with
 
@@ -28,10 +28,8 @@ def build(records: Sequence[Record]) -> Section | None:
     if not tables:
         return None
     parts: list[Part] = [Paragraph(INTRO)]
-    for number_, table in enumerate(tables):
-        if number_ == 0 or tables[number_ - 1].protocol.model != table.protocol.model:
-            parts.append(Heading(table.protocol.model, slug(TITLE, table.protocol.model)))
-        parts.append(_table(table))
+    for heading, table in zip(headings(TITLE, [table.protocol.model for table in tables]), tables, strict=True):
+        parts += [*heading, _table(table)]
     return Section(TITLE, parts, frozenset(r.path for table in tables for row in table.rows for r in row.cells.values()))
 
 

@@ -9,7 +9,7 @@ from rsparse.evaluation.paired import Interval, Z
 from rsparse.evaluation.tasks import PRIMARY, TaskScore
 from rsparse.report.labels import level_title
 from rsparse.report.paired import difference, kept
-from rsparse.report.parts import EMPTY, Cell, Column, Heading, Paragraph, Part, Rows, Section, Table, slug
+from rsparse.report.parts import EMPTY, Cell, Column, Paragraph, Part, Rows, Section, Table, headings
 from rsparse.report.reading import Record, number
 from rsparse.report.task_tables import Scored, TaskTable, task_tables
 
@@ -30,11 +30,8 @@ def build(records: Sequence[Record]) -> Section | None:
         return None
     parts: list[Part] = [Paragraph(INTRO)]
     used: set[str] = set()
-    for place, table in enumerate(tables):
-        if place == 0 or tables[place - 1].protocol.model != table.protocol.model:
-            parts.append(Heading(table.protocol.model, slug(TITLE, table.protocol.model)))
-        parts.append(_table(table))
-        parts += _normalised(table)
+    for heading, table in zip(headings(TITLE, [table.protocol.model for table in tables]), tables, strict=True):
+        parts += [*heading, _table(table), *_normalised(table)]
         used |= {each.record.path for each in table.rows} | ({table.dense.record.path} if table.dense else set())
     return Section(TITLE, parts, frozenset(used))
 
