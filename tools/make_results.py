@@ -1,4 +1,5 @@
-"""Generate docs/results.md, the tables in README.md and docs/quality.md, and docs/pareto.png from the records in results/.
+"""Generate docs/results.md, the tables in README.md, docs/quality.md, docs/low_rank.md and docs/gpu.md, and their plots from
+results/.
 
     python tools/make_results.py [--check]
 
@@ -15,16 +16,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rsparse.analysis import kernel_plot, kernel_table, low_rank_table
 from rsparse.analysis.gap_table import gap_tables
 from rsparse.analysis.pareto import plot
 from rsparse.analysis.quality_table import figure, head_lines, load_records, markdown, row_line, share_of_chance, texts_of
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH, QUALITY = ROOT / "results" / "bench", ROOT / "results" / "quality"
+KERNELS = ROOT / "results" / "gpu" / "kernels"
+RANKS, REPRODUCE = ROOT / "results" / "rank", ROOT / "results" / "reproduce"
 BEGIN, END = "<!-- results: begin (tools/make_results.py) -->", "<!-- results: end -->"
+KERNELS_BEGIN, KERNELS_END = BEGIN.replace("results:", "kernels:"), END.replace("results:", "kernels:")
 TEXTS = {"wikitext2-test.txt": "WikiText-2", "c4-short.jsonl": "C4"}
 TITLES = TEXTS | {"stackexchange.txt": "StackExchange", "github.txt": "GitHub"}
-README_LEVEL = 0.5
+README_LEVEL = LOW_RANK_LEVEL = 0.5
 SKETCH_WINDOWS = 48
 
 
@@ -151,10 +156,43 @@ def quality_block(bench: list[dict[str, Any]], quality: list[dict[str, Any]]) ->
     return "\n".join([*gap_tables(records, texts), bench_protocol(quality)])
 
 
-def between(path: Path, block: str) -> str:
+def searched(records: list[dict[str, Any]], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The paper's method from the reproduction's folder, where no other folder has the same cell."""
+
+    def cell(record: dict[str, Any]) -> list[Any]:
+        return [record["config"].get(name) for name in ("model", "preset", "sparsity", "token_policy", "data")]
+
+    there = [cell(record) for record in known]
+    return [r for r in records if r["config"]["method"] == "searched" and cell(r) not in there]
+
+
+def low_rank_block(records: list[dict[str, Any]]) -> str:
+    """Where low rank pays; nothing where there are no records of it."""
+    ranks = low_rank_table.load_ranks(RANKS)
+    if not ranks:
+        return ""
+    mine = [r for r in records if r["config"]["token_policy"] == "all" and "perplexity" in r["metrics"]]
+    config = next(iter(ranks.values()))["config"]
+    said = (
+        f"Spectra and prices at {config['sparsity']:.0%} and rho {config['rho']:g}, on {config['calibration']}, weights in "
+        f"{config['dtype']}; chosen rho at {LOW_RANK_LEVEL:.0%}, the share of blocks with a rank above 0 in brackets. All "
+        "weights were 4 bit once and are dequantised."
+    )
+    return f"{said}\n\n{low_rank_table.markdown(ranks, mine, LOW_RANK_LEVEL)}"
+
+
+def kernels_block(records: list[dict[str, Any]]) -> str:
+    """Time and rate of a block's units by shape; nothing where there are no records."""
+    if not records:
+        return ""
+    plots = "![speed-up over the share of the bytes that is read, and a roofline](kernels.png)"
+    return "\n".join([kernel_table.protocol(records), "", plots, "", kernel_table.markdown(records, level=3)])
+
+
+def between(path: Path, block: str, begin: str = BEGIN, end: str = END) -> str:
     """The page with `block` between its markers."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    return f"{before}{BEGIN}\n{block}\n{END}{rest.partition(END)[2]}"
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    return f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
 
 
 def order(name: str) -> tuple[int, str]:
@@ -181,15 +219,19 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     records, quality = load_records(BENCH), load_records(QUALITY)
+    quality += searched(load_records(REPRODUCE), quality)
     uniform = load(ROOT / "results" / "uniform" / "smollm2-135m")
     wanted = {
         path: between(path, block)
         for path, block in (
             (ROOT / "README.md", "\n".join([*readme_table(records), "", bench_protocol(records)])),
             (ROOT / "docs" / "quality.md", quality_block(records, quality)),
+            (ROOT / "docs" / "low_rank.md", low_rank_block([*records, *quality])),
         )
     }
     wanted[ROOT / "docs" / "results.md"] = page(records, uniform)
+    kernels, gpu = kernel_table.load_records(KERNELS), ROOT / "docs" / "gpu.md"
+    wanted[gpu] = between(gpu, kernels_block(kernels), KERNELS_BEGIN, KERNELS_END)
     if args.check:
         stale = [path.name for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
         print(f"stale: {', '.join(stale)}; run `make results`" if stale else "the pages match the records")
@@ -197,6 +239,8 @@ def main() -> int:
     for path, text in wanted.items():
         path.write_text(text, encoding="utf-8")
     plot(records, ROOT / "docs" / "pareto.png")
+    if kernels:
+        kernel_plot.plot(kernels, ROOT / "docs" / "kernels.png")
     return 0
 
 

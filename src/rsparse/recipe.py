@@ -162,6 +162,21 @@ class Recipe:
         total = sum(unit.size for unit in self.units.values())
         return sum(unit.sparsity * unit.size for unit in self.units.values()) / total if total else 0.0
 
+    def kinds(self) -> dict[str, dict[str, Any]]:
+        """By `q_proj` and the like, or `gate_up` in groups: mean `rho` over the blocks, share of units that are `ranked` above 0, and
+        the `criterion` of each."""
+        found: dict[str, list[UnitRecipe]] = {}
+        for name, unit in self.units.items():
+            found.setdefault(name.rpartition(".")[2], []).append(unit)
+        return {
+            kind: {
+                "rho": round(sum(unit.rho for unit in units) / len(units), 4),
+                "ranked": round(sum(unit.rank > 0 for unit in units) / len(units), 4),
+                "criterion": sorted({unit.criterion for unit in units}),
+            }
+            for kind, units in found.items()
+        }
+
     @property
     def settled(self) -> bool:
         """Whether each unit that drops channels has its threshold."""

@@ -101,6 +101,7 @@ class RecipeState(SparseState):
             "sparsity": round(recipe.sparsity, 6),
             "rho": sorted({unit.rho for unit in units}),
             "criterion": sorted({unit.criterion for unit in units}),
+            "kinds": recipe.kinds(),
             "grouping": recipe.grouping,
             "fit": recipe.fit,
             "rank_share": round(sum(unit.lowrank_size for unit in units) / read, 6),

@@ -64,7 +64,7 @@ def test_cells_of_a_bench_are_taken_as_they_are(folder):
     assert "7 records" in again.out  # the tables' own are none of a bench's
 
 
-def test_all_tables_in_one_process(folder):
+def test_all_tables_in_one_process(folder, monkeypatch):
     outcome = good(
         "reproduce", "all", "dense", "--task-dir", "tasks", *QUICK, "--populations", "2,3", "--samples", "1,2",
         "--method", "searched", "--method", "sparse_only", "--levels", "0.5",
@@ -74,9 +74,16 @@ def test_all_tables_in_one_process(folder):
     names = {path.parent.parent.name for path in (folder / "out").rglob("*.json")}
     assert {"int4", "samples-1", "samples-2", "search-size"} <= names
     table = (folder / "out" / "dense" / "tables" / "main.md").read_text()
-    shown = good("reproduce", "main", "dense", "--task-dir", "tasks", *QUICK, "--seed", 1, "--levels", "0.5", "--show").out
+    monkeypatch.setattr("rsparse.evaluation.tasks.load_tasks", lambda *given: pytest.fail("asked for tasks"))
+    for name in ("tasks", "text.txt", "test.txt"):
+        (folder / name).rename(folder / f"{name}.away")
+    shown = good("reproduce", "main", "dense", *QUICK[QUICK.index("--searched") :], "--levels", "0.5", "--show").out
     assert shown.count("| not run") == 16 - 4
     assert next(line for line in table.splitlines() if line.startswith("| sparse_only")) in shown
+    assert "| failed" not in shown
+    parts = good("reproduce", "parts", "dense", "--method", "sparse_only", "--levels", "0.5", "-o", "out", "--show").out
+    assert "test, all" in parts  # the text's column
+    assert "not run" not in parts
 
 
 def test_another_protocol_is_refused(folder):
@@ -110,7 +117,11 @@ def test_what_fails_is_named_and_the_rest_is_there(folder):
     assert outcome.code == 2
     assert "6 of the cells failed" in outcome.err or "4 of the cells failed" in outcome.err
     assert "the search samples 20" in outcome.err
-    assert "| sparse_only | 50% |" in (folder / "short" / "dense" / "tables" / "parts.md").read_text()
+    table = (folder / "short" / "dense" / "tables" / "parts.md").read_text()
+    assert "| sparse_only | 50% |" in table
+    assert "failed: " in table
+    shown = good("reproduce", "parts", "dense", "--levels", "0.5", "--searched", "samples=20", "-o", "short", "--show").out
+    assert "failed: " in shown
 
 
 @pytest.mark.parametrize(
@@ -151,6 +162,12 @@ def test_a_model_that_does_not_load_is_one_line_and_no_table(here):
 def test_show_needs_a_folder(here):
     bad("none is not there", "reproduce", "samples", "dense", *SIZE, "-o", "none", "--show")
     assert not (here / "none").exists()
+
+
+def test_show_of_a_model_that_is_not_there(here):
+    (here / "out" / "dense").mkdir(parents=True)
+    bad("out holds nothing of other", "reproduce", "samples", "other", "-o", "out", "--show")
+    bad("nothing is left of the tables", "reproduce", "main", "dense", "-o", "out", "--show")
 
 
 def test_killed_it_goes_on(folder):

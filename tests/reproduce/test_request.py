@@ -69,7 +69,7 @@ def test_filters():
     for changes, says in (
         ({"methods": ("wina",)}, "no table here has method 'wina'; they have relufication, rsparse, teal"),
         ({"levels": (0.6,)}, "no table here has level 0.6; they have 0.4, 0.5"),
-        ({"methods": ("rsparse",), "levels": (0.4,)}, "nothing is left to run"),
+        ({"methods": ("rsparse",), "levels": (0.4,)}, "nothing is left of the tables"),
     ):
         with pytest.raises(RSparseError, match=says):
             check_filters(request(**changes), [mine])

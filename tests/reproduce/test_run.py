@@ -103,7 +103,22 @@ def test_a_cell_that_fails_fails_alone_and_is_tried_again(files):
     assert all("joint starts at sparsity" in line for line in failed)
     assert len(list(tried.out.rglob("sparse_only*.json"))) == 2
     assert not list(tried.out.rglob("joint*.json"))
+    assert "failed: method joint starts at sparsity" in markdown(Results(tried.tables[0], tried.asked, tried.out))
     assert len(Tried(files, *tried.tables).runner.run()) == 2
+
+
+def test_what_is_refused_after_a_failure_leaves_no_note(files, monkeypatch):
+    def broken(*given, **options):
+        raise RuntimeError("out of memory")
+
+    mine = table(Row("cats", (0.6,)), texts=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("rsparse.benchmark.workbench.make_recipe", broken)
+        assert len(Tried(files, mine).runner.run()) == 2
+    tried = Tried(files, mine)
+    assert list(tried.out.rglob("*.failed"))
+    assert tried.runner.run() == []
+    assert not list(tried.out.rglob("*.failed"))
 
 
 def test_a_folder_of_another_protocol_is_refused_before_anything_runs(files):
@@ -153,3 +168,5 @@ def test_a_search_that_cannot_be_leaves_the_other_parts(files):
     tried = Tried(files, table(*rows, texts=True), choice=choice)
     assert tried.runner.run() == ["search-size: the calibration has 20 windows, and the search samples 999"]
     assert list(tried.out.rglob("sparse_only*.json"))
+    text = markdown(Results(tried.tables[0], tried.asked, tried.out))
+    assert "| 50% | failed: the calibration has 20 windows, and the search samples 999 |" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rsparse.benchmark.failures import note
 from rsparse.reproduce.results import TASKS, Results
 from rsparse.reproduce.run import refuse
 from rsparse.reproduce.table import Row
@@ -144,3 +145,24 @@ def test_metrics(tmp_path):
     assert [each["mean"] for each in few] == [85.605, 82.975]  # as in the table, over the tasks that ran
     assert found["lines"][0].startswith("Paper's ordering")
     assert found["ordering"] == {"last_fraction:0.1": [], "all": []}
+
+
+def test_a_cell_that_failed_says_so_and_why(tmp_path):
+    results = results_of(tmp_path)
+    searched = results.lines[1]
+    reason = "OutOfMemoryError: a | b, and of the many things that could be told of it these are the last"
+    for text, policy in (("one.txt", ALL), (None, LAST)):
+        note(results.request.cell(searched, policy, text).path(tmp_path), "a cell", reason)
+    text = markdown(results)
+    assert rows(text, "Mean over the tasks, %")["R-Sparse (searched)"][1] == (
+        "failed: OutOfMemoryError: a \\"
+    )  # the rows' reader splits at the bar that Markdown does not
+    assert "| failed: OutOfMemoryError: a \\| b, and of the many things that could…" in text
+    assert rows(text, "Perplexity")["R-Sparse (searched)"][1] == "not run"
+    assert f"- Failed, to be tried again by the next run: R-Sparse (searched) at 50%: {reason}." in text.splitlines()
+    found = next(row for row in metrics(results)["rows"] if row["preset"] == "searched")
+    assert found["policies"]["all"]["failed"] == [reason]
+    assert "failed" not in metrics(results)["rows"][0]["policies"]["all"]
+    write_text(tmp_path, results.request, searched, ALL, "one.txt", [1.0, 2.0], 0.5)  # by now it has run
+    write_tasks(tmp_path, results.request, searched, LAST, 0.5, **EIGHT)
+    assert "failed" not in markdown(results_of(tmp_path)).lower()

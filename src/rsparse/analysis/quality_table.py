@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rsparse.benchmark.settings import SETTINGS_FILE
 from rsparse.errors import RSparseError
 from rsparse.evaluation.paired import Interval, above_chance_share, mean_accuracy_difference
 from rsparse.evaluation.tasks import TaskScore
@@ -18,7 +19,7 @@ Record = dict[str, Any]
 def load_records(folder: Path) -> list[Record]:
     """Every quality record below `folder`, in order of path. Raises RSparseError for a file that is no record."""
     found = []
-    for path in sorted(folder.glob("*/*.json")):
+    for path in sorted(path for path in folder.glob("*/*.json") if path.name != SETTINGS_FILE):  # of a folder of folders
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             suite = record["config"].get("suite")

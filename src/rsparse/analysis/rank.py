@@ -49,6 +49,15 @@ def singular_values(weight: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(wide @ wide.T).flip(0).clamp_min(0).sqrt()
 
 
+def share90(sigma: Tensor) -> float:
+    """The share of the components, σ descending, that holds 90 % of Σσ²; 0 where there is nothing to hold."""
+    energy = sigma.double().square()
+    total = float(energy.sum())
+    if total == 0:
+        return 0.0
+    return (int((energy.cumsum(0) / total < 0.9 - 1e-12).sum()) + 1) / len(sigma)
+
+
 def rank_of(weight: Tensor) -> WeightRank:
     """The figures of weight [out, in]. A weight of zeros has none of its energy anywhere: all figures 0."""
     sigma = singular_values(weight).cpu()
@@ -63,7 +72,7 @@ def rank_of(weight: Tensor) -> WeightRank:
     out, in_features = weight.shape
     ranks = {share: int(share * out * in_features / (out + in_features) + 1e-9) for share in BYTE_SHARES}
     return WeightRank(
-        rank90=int((held < 0.9 - 1e-12).sum()) / n,
+        rank90=share90(sigma),
         effective_rank=float(np.exp(entropy)) / n,
         stable_rank=total / float(energy[0]),
         energy_at_bytes={f"{share:g}": float(held[min(rank, n)]) for share, rank in ranks.items()},

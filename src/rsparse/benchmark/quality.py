@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from rsparse import records
+from rsparse.benchmark.failures import clear, note, reason_of
 from rsparse.benchmark.grid import DENSE, Cell, CellList, Grid, model_label, text_label
 from rsparse.benchmark.settings import Settings, check_folder
 from rsparse.benchmark.workbench import Prepared, Workbench
-from rsparse.errors import RefusedError, RSparseError
+from rsparse.errors import RefusedError
 from rsparse.evaluation.describe import short
 from rsparse.methods import MethodSpec
 
 
 class QualityBench:
-    """Runs a grid into a folder. Cells that have their record are left alone; one that fails is named at the end.
+    """Runs a grid into a folder. Cells that have their record are left alone; one that fails is named at the end, and in a note
+    beside the records until a run has it.
 
     `refused`, where given, takes the cells that their method refuses, which then have not failed. `prepared` are recipes that
     are there already. `config` joins every record.
@@ -75,23 +77,26 @@ class QualityBench:
         config, metrics = bench.measure(cell)
         record = timer.record(config | self.config, metrics, backend=bench.backend)
         records.write(cell.path(self.folder), record)
+        clear(cell.path(self.folder))
         self._done += 1
         left = (time.perf_counter() - self._start) / self._done * (self._total - self._done)
         self.say(
-            f"[{self._done}/{self._total}] {_name(cell)}: {_headline(metrics)}   "
+            f"[{self._done}/{self._total}] {cell_name(cell)}: {_headline(metrics)}   "
             f"{record['run']['seconds']:.1f} s, about {_duration(left)} left"
         )
 
     def _fail(self, cells: list[Cell], error: Exception) -> None:
         """Whatever it is, out of memory too, the other cells go on: nobody watches."""
-        reason = str(error) if isinstance(error, RSparseError) else f"{type(error).__name__}: {error}"
+        reason = reason_of(error)
         for cell in cells:
             self._done += 1
-            line = f"{_name(cell)}: {' '.join(reason.split())[:300]}"
+            line = f"{cell_name(cell)}: {reason}"
             if self.refused is not None and isinstance(error, RefusedError):
                 self.refused(cell, error)
+                clear(cell.path(self.folder))
                 self.say(f"[{self._done}/{self._total}] refused: {line}")
                 continue
+            note(cell.path(self.folder), cell_name(cell), reason)
             self.failed.append(line)
             self.say(f"[{self._done}/{self._total}] failed: {line}")
 
@@ -103,7 +108,8 @@ def _grouped(cells: list[Cell]) -> dict[tuple[MethodSpec, float], list[Cell]]:
     return groups
 
 
-def _name(cell: Cell) -> str:
+def cell_name(cell: Cell) -> str:
+    """For people."""
     what = "tasks" if cell.text is None else short(cell.text)
     level = "" if cell.method == DENSE else f" {cell.sparsity:.0%}"
     return f"{short(cell.model)} {cell.method.label}{level} {cell.token_policy} {what}"

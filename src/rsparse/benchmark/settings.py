@@ -70,7 +70,7 @@ def check_folder(folder: Path, settings: Settings, models: Mapping[str, str], te
 def check_parts(folder: Path, mine: dict[str, dict[str, Any]]) -> None:
     """`check_folder` on what a bench keeps: its `settings` must be equal, of each other part what both name."""
     path = folder / SETTINGS_FILE
-    theirs = _read(path, mine)
+    theirs = kept_parts(folder, mine)
     for part, values in theirs.items():
         strict = part == "settings" or (part == "tasks" and values and mine[part])
         for name in sorted({*values, *mine[part]} if strict else set(values) & set(mine[part])):
@@ -85,7 +85,10 @@ def check_parts(folder: Path, mine: dict[str, dict[str, Any]]) -> None:
     write_text(path, json.dumps(merged, indent=1) + "\n")
 
 
-def _read(path: Path, parts: Iterable[str]) -> dict[str, dict[str, Any]]:
+def kept_parts(folder: Path, parts: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What `folder` keeps of `parts`, in the order in which it came; nothing where no bench has been. Raises RSparseError for
+    another file of that name."""
+    path = folder / SETTINGS_FILE
     if not path.exists():
         return {}
     try:

@@ -17,6 +17,7 @@ def run(args: argparse.Namespace) -> None:
 
     from rsparse.checkpoint.load import embedded_gguf, pick_device, pick_dtype
     from rsparse.ops import dispatch
+    from rsparse.ops.fused.cuda import compiler
     from rsparse.records import environment
 
     device = pick_device("auto")
@@ -26,6 +27,7 @@ def run(args: argparse.Namespace) -> None:
     found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
     known = [*dispatch.backends(), *(name for name in ("triton", "cpu") if name not in dispatch.backends())]
     found["backends"] = {name: dispatch.refusal(name, device, dtype) or "available" for name in known}
+    found["compiled_kernel"] = compiler.refusal() or ("available" if device.type == "cuda" else "it needs a CUDA GPU")
     if args.json:
         print(json.dumps(found, indent=1))
         return

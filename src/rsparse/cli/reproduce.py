@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", default="1,4,16,64", help="windows of calibration text in samples, with commas (default %(default)s)"
     )  # fmt: skip
-    parser.add_argument("--show", action="store_true", help="run nothing: write the tables of what DIR holds, wherever it ran")
+    parser.add_argument(
+        "--show", action="store_true",
+        help="run nothing: write the tables of what DIR holds, wherever it ran, on its own tasks and, without --data, texts",
+    )  # fmt: skip
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="DIR",
         help="folder of records, a bench's too; the tables go to DIR/MODEL/tables; run again to resume",
@@ -59,10 +63,10 @@ def run(args: argparse.Namespace) -> None:
     tables = {name: reproduce.load(name) for name in names}
     if args.out.exists() and not args.out.is_dir():
         raise RSparseError(f"{args.out} is a file; name a folder to write to")
-    if args.show and not args.out.exists():
-        raise RSparseError(f"{args.out} is not there; --show needs a folder of records")
     check_writable(args.out / "settings.json")
-    request, tasks = _request(args, list(tables.values()))
+    policies, choice = _policies(args), _choice(args)
+    measured = (_shown if args.show else _asked)(args, list(tables.values()), choice)
+    request = _request(args, policies, choice, measured)
     check_filters(request, list(tables.values()))
     tables = {name: table for name, table in tables.items() if request.lines(table)}
 
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         _write(args.out, request, tables)
         return
     check_windows(request, list(tables.values()))
-    runner = Reproduction(list(tables.values()), request, args.out, load, tasks)
+    runner = Reproduction(list(tables.values()), request, args.out, load, measured.tasks)
     runner.check()
     runner.open()
     failed: list[str] = []
@@ -111,53 +115,71 @@ def _names(text: str) -> list[str]:
     return reproduce.names() if ALL in found else found
 
 
-def _request(args: argparse.Namespace, tables: list[Any]) -> tuple[Any, list[Any]]:
-    """(request, tasks); every fault of the options shows here."""
-    from rsparse.calibration.text import TextSource
-    from rsparse.methods import check
-    from rsparse.reproduce.request import Request
-    from rsparse.reproduce.table import PAPER_METHOD
+@dataclass(frozen=True)
+class _Measured:
+    """What the cells are on: `texts`; stamps by name of the tasks that score and of those that generate; the harness's `tasks`."""
 
+    texts: list[str]
+    scored: dict[str, str]
+    generated: dict[str, str]
+    tasks: list[Any] = field(default_factory=list)
+
+
+def _policies(args: argparse.Namespace) -> list[Any]:
     policies = protocol.policies(args, args.token_policy)
     if not policies or len(set(policies)) < len(policies):
         raise RSparseError(f"--token-policy {args.token_policy!r} must name policies with commas, each once")
     if any(policy.kind == "dense" for policy in policies):
         raise RSparseError("--token-policy dense leaves nothing sparse to measure")
-    choice = _choice(args)
-    check(PAPER_METHOD, options=dict(choice.searched))
-    texts = tuple(args.data or ([WIKITEXT] if any(table.texts for table in tables) else []))
-    for text in [*texts, args.calibration_data]:
-        TextSource(text).check()
-    tasks, stamps = _tasks(args, tables, choice)
-    generated = {task.task_name for task in tasks if task.OUTPUT_TYPE == "generate_until"}
-    scored, written = ({n: stamp for n, stamp in stamps.items() if (n in generated) == which} for which in (False, True))
-    request = Request(
-        args.model, tuple(policies), texts, protocol.settings(args, scored), written, choice,
+    return policies
+
+
+def _request(args: argparse.Namespace, policies: list[Any], choice: Any, measured: _Measured) -> Any:
+    from rsparse.reproduce.request import Request
+
+    return Request(
+        args.model, tuple(policies), tuple(measured.texts), protocol.settings(args, measured.scored), measured.generated, choice,
         None if args.method is None else tuple(args.method),
         None if args.levels is None else tuple(protocol.numbers(args.levels, "--levels")),
     )  # fmt: skip
-    return request, tasks
 
 
-def _tasks(args: argparse.Namespace, tables: list[Any], choice: Any) -> tuple[list[Any], dict[str, str]]:
-    """(the harness's tasks, stamps by name): those asked for, else what the tables need of the harness's own."""
+def _shown(args: argparse.Namespace, tables: list[Any], choice: Any) -> _Measured:
+    """What the folder's cells are on, whatever of it is still at hand."""
+    from rsparse.reproduce.shown import check_holds, tasks_of, texts_of
+
+    check_holds(args.out, args.model)
+    return _Measured(args.data or texts_of(args.out, args.model), *tasks_of(args.out, tables, choice))
+
+
+def _asked(args: argparse.Namespace, tables: list[Any], choice: Any) -> _Measured:
+    """What to run on: the texts and tasks asked for, else what the tables need, of the harness's own."""
+    from rsparse.calibration.text import TextSource
     from rsparse.evaluation.tasks import load_tasks
 
+    texts = args.data or ([WIKITEXT] if any(table.texts for table in tables) else [])
+    for text in [*texts, args.calibration_data]:
+        TextSource(text).check()
     generates = any(variant.generates for table in tables for row in table.rows(choice) for variant in row.variants)
     scores = any(table.tasks for table in tables)
     if args.tasks is None and args.task_dir is None:
         args.tasks = ",".join([*(TASKS if scores else ()), *(SUMMARIES if generates else ())]) or None
     stamps = protocol.task_stamps(args)
     wanted = (scores or generates) and bool(stamps)
-    return (load_tasks(options.task_names(args), args.task_dir) if wanted else []), stamps
+    tasks = load_tasks(options.task_names(args), args.task_dir) if wanted else []
+    written = {task.task_name for task in tasks if task.OUTPUT_TYPE == "generate_until"}
+    scored, generated = ({n: stamp for n, stamp in stamps.items() if (n in written) == which} for which in (False, True))
+    return _Measured(texts, scored, generated, tasks)
 
 
 def _choice(args: argparse.Namespace) -> Any:
-    from rsparse.reproduce.table import Choice
+    from rsparse.methods import check
+    from rsparse.reproduce.table import PAPER_METHOD, Choice
 
     pairs = [tuple(part.strip() for part in word.split("=", 1)) for word in (args.searched or "").split(",") if word.strip()]
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
         raise RSparseError(f"--searched {args.searched!r} must be OPTION=VALUE,OPTION=VALUE")
+    check(PAPER_METHOD, options=dict(pairs))
     return Choice(
         tuple(protocol.whole_numbers(args.populations, "--populations", 2)),
         tuple(protocol.whole_numbers(args.samples, "--samples", 1)),

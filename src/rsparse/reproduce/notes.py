@@ -15,7 +15,7 @@ WHY = {
 
 def notes(results: Results) -> list[str]:
     """Plain lines."""
-    return [*_levels(results), *_refusals(results), *_generation(results), *_published(results)]
+    return [*_levels(results), *_without_figure(results), *_generation(results), *_published(results)]
 
 
 def _levels(results: Results) -> list[str]:
@@ -44,14 +44,17 @@ def _missed(results: Results, line: Line) -> list[str]:
     return found
 
 
-def _refusals(results: Results) -> list[str]:
-    reasons: dict[str, list[str]] = {}
+def _without_figure(results: Results) -> list[str]:
+    refused: dict[str, list[str]] = {}
+    failed: dict[str, list[str]] = {}
     for line in results.lines:
         for policy in results.request.policies:
             for text in [*results.texts(line), *([None] if results.has_tasks(line) else [])]:
-                if reason := results.refusal(line, policy, text):
-                    reasons.setdefault(reason, []).append(_named(line))
-    return [f"No figure for {', '.join(dict.fromkeys(lines))}: {reason}." for reason, lines in reasons.items()]
+                for found, why in ((refused, results.refusal), (failed, results.failure)):
+                    if reason := why(line, policy, text):
+                        found.setdefault(reason, []).append(_named(line))
+    heads = ("No figure for", refused), ("Failed, to be tried again by the next run:", failed)
+    return [f"{head} {', '.join(dict.fromkeys(lines))}: {reason}." for head, found in heads for reason, lines in found.items()]
 
 
 def _generation(results: Results) -> list[str]:

@@ -158,4 +158,6 @@ def _why(results: Results, pair: Pair, policy: TokenPolicy) -> str:
         for text in results.texts(line) if pair.texts else (None,):
             if reason := results.refusal(line, policy, text):
                 return reason
+            if results.failure(line, policy, text):
+                return "failed"
     return "not run"

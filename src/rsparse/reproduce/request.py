@@ -123,4 +123,4 @@ def check_filters(request: Request, tables: Sequence[Table]) -> None:
         known = ", ".join(f"{level:g}" for level in sorted(levels))
         raise RSparseError(f"no table here has level {absent[0]:g}; they have {known}")
     if not any(request.lines(table) for table in tables):
-        raise RSparseError("nothing is left to run; ask for other tables, --method, --levels, tasks or texts")
+        raise RSparseError("nothing is left of the tables; ask for others, or for other --method, --levels, tasks or texts")

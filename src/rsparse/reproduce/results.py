@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rsparse.benchmark.failures import failure
 from rsparse.errors import RSparseError
 from rsparse.evaluation.paired import Interval, mean_accuracy_difference, mean_difference, perplexity_ratio
 from rsparse.evaluation.tasks import TaskScore
@@ -31,7 +32,7 @@ TASKS = {
 
 
 class Results:
-    """One table's, of one model. A cell that has not run has no record; one that its method refuses has a reason."""
+    """One table's, of one model. A cell that has not run, or failed, has no record; one that its method refuses has a reason."""
 
     def __init__(self, table: Table, request: Request, folder: Path) -> None:
         self.table, self.request, self.folder = table, request, folder
@@ -40,7 +41,7 @@ class Results:
 
     def record(self, line: Line, policy: TokenPolicy, text: str | None) -> Record | None:
         """Raises RSparseError for a file that is no record."""
-        path = self.request.cell(line, policy, text).path(folder_of(self.folder, line.variant))
+        path = self._path(line, policy, text)
         if path not in self._read:
             self._read[path] = _load(path)
         return self._read[path]
@@ -49,6 +50,13 @@ class Results:
         """Why its method refuses a cell, None where it does not."""
         record = self.record(line, policy, text)
         return None if record is None else record["metrics"].get("refused")
+
+    def failure(self, line: Line, policy: TokenPolicy, text: str | None) -> str | None:
+        """Why the last try of a cell failed; None where it has a record, or was not tried."""
+        return failure(self._path(line, policy, text))
+
+    def _path(self, line: Line, policy: TokenPolicy, text: str | None) -> Path:
+        return self.request.cell(line, policy, text).path(folder_of(self.folder, line.variant))
 
     def texts(self, line: Line) -> tuple[str, ...]:
         return self.request.texts if self.request.measures(self.table, line.variant)[1] else ()

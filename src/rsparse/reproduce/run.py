@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rsparse import records
+from rsparse.benchmark.failures import note, reason_of
 from rsparse.benchmark.grid import Cell, CellList, model_label, text_label
-from rsparse.benchmark.quality import QualityBench
+from rsparse.benchmark.quality import QualityBench, cell_name
 from rsparse.benchmark.settings import check_folder
 from rsparse.errors import RefusedError, RSparseError
 from rsparse.evaluation.describe import short
@@ -90,7 +91,9 @@ class Reproduction:
             try:
                 prepared = searches.run(cells)
             except Exception as error:  # as a cell's: the other parts go on
-                reason = str(error) if isinstance(error, RSparseError) else f"{type(error).__name__}: {error}"
+                reason = reason_of(error)
+                for cell in (cell for cell in cells if not cell.path(folder).exists()):
+                    note(cell.path(folder), cell_name(cell), reason)
                 self.failed.append(f"{variant.name}: {reason}")
                 self.say(f"failed: {self.failed[-1]}")
                 return

@@ -20,6 +20,8 @@ from rsparse.reproduce.results import TASKS, Results, mean_score
 from rsparse.reproduce.searches import searches_folder
 from rsparse.token_policy import TokenPolicy
 
+FAILURE_LENGTH = 60  # of a reason in a table's cell; whole it is among the lines below
+
 
 def lines_of(results: Results) -> list[str]:
     """What to see, in one plain line, and what must be known of the figures."""
@@ -186,10 +188,13 @@ def share(value: float | None) -> str:
 
 def missing(results: Results, line: Line, policy: TokenPolicy, text: str | None) -> str:
     """In the place of a figure."""
-    reason = results.refusal(line, policy, text)
-    if reason is None:
+    if reason := results.refusal(line, policy, text):
+        return "below its floor" if "floor" in reason else "not possible"
+    failed = results.failure(line, policy, text)
+    if failed is None:
         return "not run"
-    return "below its floor" if "floor" in reason else "not possible"
+    short = failed if len(failed) <= FAILURE_LENGTH else f"{failed[: FAILURE_LENGTH - 1].rstrip()}…"
+    return "failed: " + short.replace("|", "\\|")
 
 
 def _limit(results: Results) -> int | None:
@@ -244,6 +249,8 @@ def _figures(results: Results, line: Line, policy: TokenPolicy) -> dict[str, Any
     wanted = [*results.texts(line), *([None] if results.has_tasks(line) else [])]
     if reasons := {reason for text in wanted if (reason := results.refusal(line, policy, text))}:
         found["refused"] = sorted(reasons)
+    if failures := {reason for text in wanted if (reason := results.failure(line, policy, text))}:
+        found["failed"] = sorted(failures)
     if beside := _published(results, line, policy):
         found["published"] = beside
     return found

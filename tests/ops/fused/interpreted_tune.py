@@ -54,6 +54,14 @@ def test_candidates(shape):
         assert {tiles.segments for tiles in follow} == {16, 32}
 
 
+def test_candidates_of_the_stream_kernel_divide_the_columns():
+    first, more = tune.candidates("stream", 4096, 12288 + 32, 132)
+    assert {tiles.block_n for tiles in first} == {16, 32}, "12,320 columns are no multiple of 64"
+    assert len(tune.candidates("stream", 4096, 12288, 132)[0]) == len(tune.STREAMS)
+    assert more(first[0]) == []
+    assert Tiles(32, 128, 1, 16, 4) in first, "16 warps of 8 rows each read 128 rows of 32 columns at once"
+
+
 @pytest.fixture
 def pretend(tmp_path, monkeypatch):
     """A GPU without settings, on which everything takes as long as its tiles are many."""
@@ -105,6 +113,13 @@ def test_an_unknown_gpu_is_measured_once(pretend):
     times = len(pretend)
     tune.tune_once(torch.device("cpu"), *model())
     assert len(pretend) == times
+
+
+def test_one_row_of_a_gpu_with_the_compiled_kernel_is_tuned_for_it(monkeypatch):
+    groups, head = model()
+    monkeypatch.setattr(tune, "available", lambda device: True)
+    names = {settings.key(*shape) for shape in tune.shapes_of(groups, head)}
+    assert names == {name.replace("gather", "stream") for name in NAMES}
 
 
 def test_what_cannot_be_measured_follows_the_rule_with_a_warning(pretend, monkeypatch):

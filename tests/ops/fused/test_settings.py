@@ -43,6 +43,8 @@ def test_what_nobody_measured_follows_the_rule(gpu):
     # about 256 programs of 128 columns, and few parts of 16 rows each
     assert [settings.default("rows", 4096, out).split for out in (1024, 4096, 12288, 28672)] == [8, 8, 3, 1]
     assert settings.default("rows", 256, 128) == Tiles(128, 64, 2, 4, 3)
+    assert settings.default("stream", 4096, 12288) == Tiles(64, 32, 1, 8, 8)
+    assert settings.default("stream", 4096, 4096) == Tiles(32, 128, 1, 16, 4)
 
 
 def test_lists_that_programs_share_are_kept_with_the_rest(tmp_path):

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import pkgutil
 
-HELP = "benchmarks that run unattended and resume: quality, search, decode"
+HELP = "benchmarks that run unattended and resume: quality, search, decode, kernels"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

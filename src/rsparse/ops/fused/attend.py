@@ -17,6 +17,8 @@ from rsparse.ops.fused.types import Attention, Cache
 from rsparse.ops.fused.workspace import Workspace
 
 BLOCK = 64  # slots at a time
+# Of the length. The last program adds them up one by one: on an H100 with 8 kv heads 32 take 15 µs where 8 and 16 take 8.
+MOST_SPLITS = 16
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -188,7 +190,7 @@ def attend(
     group = heads // kv_heads
     GROUP = max(16, triton.next_power_of_2(group))  # a matrix product's least
     most = triton.next_power_of_2(triton.cdiv(length, BLOCK))
-    SPLITS = max(1, min(32, most, triton.next_power_of_2(triton.cdiv(programs, rows * kv_heads))))
+    SPLITS = max(1, min(MOST_SPLITS, most, triton.next_power_of_2(triton.cdiv(programs, rows * kv_heads))))
     DIM = max(16, triton.next_power_of_2(d))
     HALF = max(16, triton.next_power_of_2(d // 2))
     y = qkv.new_empty(rows, heads * d)

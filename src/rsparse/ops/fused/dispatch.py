@@ -15,9 +15,10 @@ def fused_ops(backend: str, device: torch.device) -> FusedOps:
     Scratch memory belongs to the returned object: one for each stream that steps run on.
     """
     if backend == "triton":
+        from rsparse.ops.fused.cuda.ops import CudaOps, available
         from rsparse.ops.fused.triton_ops import TritonOps
 
-        return TritonOps(device)
+        return CudaOps(device) if available(device) else TritonOps(device)
     return ReferenceOps()
 
 

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 
 TUNED = Path(__file__).parent / "tuned"
-KINDS = ("gather", "rows", "dense", "head")  # rows: several together, through every channel
+KINDS = ("stream", "gather", "rows", "dense", "head")  # rows: several together, through every channel
 
 
 @dataclass(frozen=True)
 class Tiles:
     """One program's tile: block_n outputs by block_k channels at a time, `split` programs over the channels.
 
-    warps a program, stages of loads in flight. head (a weight [out, in]) has split 1. segments: how many lists of kept
+    warps a program, stages of loads in flight. head (a weight [out, in]) has split 1; so has stream (cuda/stream.cu), whose
+    block_k is what its warps read at once. segments: how many lists of kept
     channels `select` makes, which the programs share evenly; None for one a program.
     """
 
@@ -92,10 +93,17 @@ def tiles_for(gpu: str, kind: str, columns: int, out: int) -> Tiles:
     return default(kind, columns, out)
 
 
+def stream_form(block_n: int, warps: int, loads: int) -> Tiles:
+    """Settings of cuda/stream.cu: `loads` of 16 bytes of each thread in flight."""
+    return Tiles(block_n, 256 * warps // block_n, 1, warps, loads)
+
+
 def default(kind: str, columns: int, out: int) -> Tiles:
     """What a first sketch found best on an H100 (design of the kernels), for shapes and GPUs that nobody measured."""
     if kind == "head":
         return Tiles(16, 512, 1, 4, 3)
+    if kind == "stream":
+        return stream_form(64, 8, 8) if out >= 2 * columns else stream_form(32, 16, 4)
     if kind == "rows":  # a matrix product; its parts are of 16 rows each, so few of them
         return Tiles(128, 64, max(1, min(8, columns // 128, round(256 / math.ceil(out / 128)))), 4, 3)
     wide = out >= 2 * columns

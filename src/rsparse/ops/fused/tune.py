@@ -14,8 +14,11 @@ import triton
 from torch import Tensor
 
 from rsparse.atomic import write_text
+from rsparse.ops.fused.cuda.compiler import CudaError
+from rsparse.ops.fused.cuda.ops import available
+from rsparse.ops.fused.cuda.stream import stream
 from rsparse.ops.fused.matvec import matvec
-from rsparse.ops.fused.settings import Tiles, cache_folder, document, file_name, gpu_name, key, known
+from rsparse.ops.fused.settings import Tiles, cache_folder, document, file_name, gpu_name, key, known, stream_form
 from rsparse.ops.fused.timing import copies, microseconds
 from rsparse.ops.fused.triton_ops import TritonOps
 from rsparse.ops.fused.types import Group, Norm, Section
@@ -38,6 +41,11 @@ HEADS = (
     (8, 512, 4, 3), (16, 512, 4, 3), (16, 256, 4, 4), (4, 1024, 4, 3), (8, 1024, 8, 3), (32, 128, 4, 4), (16, 1024, 8, 2),
     (32, 256, 8, 3),
 )  # fmt: skip
+# (block_n, warps, loads) of cuda/stream.cu.
+STREAMS = (
+    (64, 8, 8), (128, 8, 8), (128, 16, 8), (128, 16, 4), (128, 4, 16), (64, 16, 4), (64, 16, 2), (64, 4, 8), (64, 32, 4),
+    (32, 16, 4), (32, 8, 8), (32, 32, 2), (16, 16, 4), (16, 8, 8), (16, 32, 2),
+)  # fmt: skip
 FIRST, OTHERS = 4, (2, 3, 6, 8)  # programs a multiprocessor: tried with every form, then with the best three
 FIRST_MATRIX, OTHER_MATRIX = 2, (1, 3, 4)
 LEAST = 64  # channels of a segment
@@ -57,7 +65,7 @@ def best(
     def measure(tiles: Tiles) -> None:
         if tiles not in times:
             # The error is of too much shared memory, or too many registers, for this GPU.
-            with contextlib.suppress(triton.CompilationError, triton.OutOfResources):
+            with contextlib.suppress(triton.CompilationError, triton.OutOfResources, CudaError):
                 times[tiles] = time(tiles)
 
     for tiles in first:
@@ -71,6 +79,8 @@ def best(
 
 def candidates(kind: str, columns: int, out: int, processors: int) -> tuple[list[Tiles], Callable[[Tiles], list[Tiles]]]:
     """The settings of a group to try first, and those to try after a good one."""
+    if kind == "stream":
+        return [stream_form(*form) for form in STREAMS if out % form[0] == 0], lambda tiles: []
 
     def spread(tiles: Tiles, share: int) -> Tiles:
         return replace(tiles, split=split_for(columns, out, tiles.block_n, share * processors))
@@ -91,7 +101,7 @@ def candidates(kind: str, columns: int, out: int, processors: int) -> tuple[list
 
 
 def tune_group(ops: TritonOps, kind: str, columns: int, out: int, dtype: torch.dtype) -> tuple[Tiles, float]:
-    """Settings and µs of a group [columns, out] with the norm before it: `gather` and `rows` at 50 %, or `dense`."""
+    """Settings and µs of a group [columns, out] with the norm before it: `dense`, or one of the others at 50 %."""
     device, dense = ops.device, kind == "dense"
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     n = copies(columns * out * dtype.itemsize)
@@ -102,8 +112,13 @@ def tune_group(ops: TritonOps, kind: str, columns: int, out: int, dtype: torch.d
     x = torch.randn(TOGETHER if kind == "rows" else 1, columns, device=device, dtype=dtype)
     norm = Norm(torch.ones(columns, device=device, dtype=dtype), 1e-6)
 
+    def project(tiles: Tiles, group: Group) -> Tensor:
+        if kind == "stream":
+            return stream(x, group, group.sections, tiles, ops.workspace, kind="norm", norm=norm)
+        return ops.project_with(tiles, x, group, None, "norm", norm)
+
     def time(tiles: Tiles) -> float:
-        calls = [lambda group=group: ops.project_with(tiles, x, group, None, "norm", norm) for group in groups]
+        calls = [lambda group=group: project(tiles, group) for group in groups]
         return microseconds(calls)
 
     return best(*candidates(kind, columns, out, processors), time)
@@ -155,7 +170,8 @@ def shapes_of(groups: Iterable[Group], lm_head: Tensor) -> set[tuple[str, int, i
     for group in groups:
         columns, out = group.weight.shape
         by_row = group.dense and group.weight.stride(1) != 1
-        kinds = ("head",) if by_row else ("dense" if group.dense else "gather", "rows")
+        one_row = "dense" if group.dense else "stream" if available(lm_head.device) else "gather"
+        kinds = ("head",) if by_row else (one_row, "rows")
         found |= {(kind, columns, out) for kind in kinds}
     return found
 

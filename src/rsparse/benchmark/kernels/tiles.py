@@ -1,0 +1,100 @@
+"""Tile settings of shapes that nobody has measured on this GPU: measured before the bench, for as long as it may take."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from rsparse.benchmark.kernels.cases import UNITS, Linears
+from rsparse.benchmark.kernels.paths import MaskedTiles, masked_group, reads_every_weight
+from rsparse.ops.fused import tune
+from rsparse.ops.fused.settings import Tiles, gpu_name, key, known
+from rsparse.ops.fused.timing import copies, microseconds
+from rsparse.ops.fused.triton_ops import TritonOps
+
+KEEPS_HALF = 0.6745  # of N(0, 1)
+
+
+def missing(device: torch.device, linears: Iterable[Linears], batch: int) -> list[tuple[str, int, int]]:
+    """(kind, in, out) without settings of their own, what we compare with first: where time ends, ours are the worse tuned."""
+    kinds = ["head", "dense", *(["masked"] if batch == 1 else []), ours(device, batch)]
+    shapes, there = sorted({(each.in_features, each.out_features) for each in linears}), known(gpu_name(device))
+    return [(kind, *shape) for kind in kinds for shape in shapes if key(kind, *shape) not in there]
+
+
+def ours(device: torch.device, batch: int) -> str:
+    """The kind of settings that the decode step of a sparse model looks up."""
+    if reads_every_weight(batch):
+        return "rows"
+    looked_up = tune.shapes_of([masked_group(torch.empty(1, 1, device=device))], torch.empty(1, 1, device=device))
+    return next(kind for kind, *_ in looked_up if kind not in ("head", "rows"))
+
+
+class Tuner:
+    """Measures for `seconds` in all. Settings hold in this process, and `found` [key → settings] is for the record."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, seconds: float, say: Callable[[str], None]) -> None:
+        self.device, self.dtype, self.left, self.say = device, dtype, seconds, say
+        self.gpu = gpu_name(device)
+        self.found: dict[str, dict[str, Any]] = {}
+
+    def use(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take an earlier record's settings where there are none; those of another version of the kernels are left."""
+        for shape, fields in found.items():
+            if shape not in known(self.gpu):
+                with contextlib.suppress(TypeError):
+                    known(self.gpu)[shape] = Tiles(**fields)
+                    self.found[shape] = dict(fields)
+
+    def of(self, linears: Mapping[str, Linears]) -> dict[str, dict[str, Any]]:
+        """What was found for a block's shapes."""
+        sizes = {f"{each.in_features} {each.out_features}" for each in linears.values()}
+        return {shape: fields for shape, fields in self.found.items() if shape.partition(" ")[2] in sizes}
+
+    def run(self, units: Iterable[str], linears: Mapping[str, Linears], batch: int) -> None:
+        """Measure what the units of a block lack, until the time is up."""
+        if self.device.type != "cuda":
+            return
+        names = dict.fromkeys(name for unit in units for name in UNITS[unit])
+        for kind, columns, out in missing(self.device, [linears[name] for name in names], batch):
+            if self.left <= 0:
+                return
+            start = time.perf_counter()
+            try:
+                tiles, us = self._tune(kind, columns, out)
+            except Exception as error:  # a compiler that fails, no memory: the nearest measured shape's will do
+                self.say(f"tiles for {kind} {columns} → {out}: {type(error).__name__}, the nearest shape's are taken")
+            else:
+                known(self.gpu)[key(kind, columns, out)] = tiles
+                self.found[key(kind, columns, out)] = asdict(tiles)
+                self.say(f"tiles for {kind} {columns} → {out}: {us:.1f} µs, {time.perf_counter() - start:.1f} s")
+            torch.cuda.empty_cache()
+            self.left -= time.perf_counter() - start
+
+    def _tune(self, kind: str, columns: int, out: int) -> tuple[Tiles, float]:
+        if kind == "masked":
+            return self._tune_masked(columns, out)
+        ops = TritonOps(self.device)
+        if kind == "head":
+            return tune.tune_head(ops, columns, out, self.dtype)
+        return tune.tune_group(ops, kind, columns, out, self.dtype)
+
+    def _tune_masked(self, columns: int, out: int) -> tuple[Tiles, float]:
+        """At 50 %, as the others are."""
+        ops, size = MaskedTiles(self.device), columns * out * self.dtype.itemsize
+        weights = [torch.randn(columns, out, device=self.device, dtype=self.dtype) for _ in range(copies(size))]
+        groups = [masked_group(weight) for weight in weights]
+        for group in groups:
+            group.threshold.fill_(KEEPS_HALF)
+        x = torch.randn(1, columns, device=self.device, dtype=self.dtype)
+        processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+
+        def timed(tiles: Tiles) -> float:
+            return microseconds([lambda g=g: ops.project_with(tiles, x, g, None, "plain") for g in groups])  # type: ignore[misc]
+
+        return tune.best(*tune.candidates("dense", columns, out, processors), timed)

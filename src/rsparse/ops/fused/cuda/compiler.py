@@ -1,0 +1,122 @@
+"""CUDA C++ to kernels of the device at hand, by NVRTC, which comes with PyTorch; what was compiled once is kept on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rsparse.atomic import new_file
+from rsparse.errors import RSparseError
+from rsparse.ops.fused.settings import cache_folder
+
+SOURCES = Path(__file__).parent
+
+
+class CudaError(RuntimeError):
+    """The compiler or the driver refused."""
+
+
+@functools.cache
+def refusal() -> str | None:
+    """Why nothing can be compiled here, or None."""
+    try:
+        from cuda.bindings import nvrtc
+
+        _checked(nvrtc.nvrtcVersion())
+    except (ImportError, RuntimeError) as error:  # a missing libnvrtc is a RuntimeError
+        return f"cuda-bindings and NVRTC are missing ({str(error).splitlines()[0][:100]})"
+    return None
+
+
+@functools.cache
+def source(*files: str) -> str:
+    """The files of this folder, one after another."""
+    return "\n".join((SOURCES / name).read_text(encoding="utf-8") for name in files)
+
+
+def compiled(code: str, constants: Mapping[str, int], arch: str) -> bytes:
+    """`code` with the constants as macros, as machine code of `arch` (`sm_90`). CudaError with the compiler's log."""
+    from cuda.bindings import nvrtc
+
+    options = [f"--gpu-architecture={arch}", "--std=c++17", *(f"-D{name}={value}" for name, value in sorted(constants.items()))]
+    version = "{}.{}".format(*_checked(nvrtc.nvrtcVersion()))
+    key = hashlib.sha256("\n".join([code, version, *options]).encode()).hexdigest()
+    kept = cache_folder().parent / "kernels" / f"{key[:32]}.cubin"
+    with contextlib.suppress(OSError):
+        return kept.read_bytes()
+    (program,) = _checked(nvrtc.nvrtcCreateProgram(code.encode(), b"kernel.cu", 0, [], []))
+    (result,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))[0]
+        nvrtc.nvrtcGetProgramLog(program, log)
+        text = log.decode().rstrip("\0").strip()
+        raise CudaError(f"NVRTC {version} for {arch}: {text}")
+    cubin = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))[0]
+    _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
+    _checked(nvrtc.nvrtcDestroyProgram(program))
+    with contextlib.suppress(OSError, RSparseError):  # a cache: the next process compiles again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(kept) as file:
+            file.write_bytes(cubin)
+    return cubin
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A loaded function; `shared` bytes of dynamic shared memory and `threads` a block belong to it."""
+
+    function: Any
+    threads: int
+    shared: int
+
+    def launch(self, blocks: int, values: Sequence[Any], types: Sequence[Any], device: torch.device, *, overlap: bool) -> None:
+        """Launch on the current stream of `device`; with `overlap` by programmatic dependent launch."""
+        from cuda.bindings import driver
+
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
+        config.sharedMemBytes = self.shared
+        config.hStream = torch.cuda.current_stream(device).cuda_stream
+        if overlap:
+            attribute = driver.CUlaunchAttribute()
+            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value.programmaticStreamSerializationAllowed = 1
+            config.attrs, config.numAttrs = [attribute], 1
+        _checked(driver.cuLaunchKernelEx(config, self.function, (tuple(values), tuple(types)), 0))
+
+
+def load(cubin: bytes, name: str, threads: int, shared: int, device: torch.device) -> Kernel:
+    """The function `name` of `cubin` on `device`. CudaError where a block does not fit there."""
+    from cuda.bindings import driver
+
+    with torch.cuda.device(device):
+        torch.cuda.current_stream(device).synchronize()  # makes the device's context, if nothing else has
+        (module,) = _checked(driver.cuModuleLoadData(cubin))
+        (function,) = _checked(driver.cuModuleGetFunction(module, name.encode()))
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _checked(driver.cuFuncSetAttribute(function, attribute, shared))
+    return Kernel(function, threads, shared)
+
+
+def pointer(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong, ctypes.c_float
+
+
+def _checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a call of cuda.bindings returned after its error code. CudaError for any but success."""
+    error, *values = result
+    if int(error) != 0:
+        raise CudaError(f"CUDA: {error.name}")
+    return tuple(values)

@@ -1,0 +1,259 @@
+// y = W (m⊙x) + U Vᵀ((1−m)⊙x) + b + add for one row, m = |x|·scale > threshold, in one launch.
+//
+// A block owns TILE columns over all channels: it makes the list of kept channels itself, in shared memory, and its warps read
+// their pieces of W's rows, LOADS of 16 bytes of each thread in flight. So there is no launch before it that selects, and no
+// parts of other blocks to wait for and add up. The list costs each block a read of x, which lies in L2.
+// The first blocks do the same with V and the dropped channels; those of W wait for them last of all.
+//
+// Z_PARTS blocks share a tile of V, so that z is there before W's blocks ask for it.
+//
+// Constants: COLUMNS (channels of x), TILE, WARPS, LOADS, KIND, SECTIONS, SCALED, LOW_RANK, Z_PARTS; FLOAT16 and OVERLAP (primitives.cuh).
+
+#define PLAIN 0
+#define NORM 1           // Llama's RMSNorm before the linear
+#define NORM_PLUS_ONE 2  // Gemma's
+#define SILU 3           // act(gate)·up, x is [2·COLUMNS]
+#define GELU_TANH 4
+
+constexpr int THREADS = 32 * WARPS;
+constexpr int VECTORS = (COLUMNS + 8 * THREADS - 1) / (8 * THREADS);  // of 8 channels, a thread
+constexpr int LANES = TILE / 8;   // of a warp that read one row's piece
+constexpr int ROWS = 32 / LANES;  // whose pieces a warp reads at once
+constexpr int STEP = ROWS * WARPS;
+constexpr bool NORMED = KIND == NORM || KIND == NORM_PLUS_ONE;
+constexpr bool GATED = KIND == SILU || KIND == GELU_TANH;
+
+__device__ __forceinline__ word& part(uint4& v, int i) { return (&v.x)[i]; }
+__device__ __forceinline__ float rounded(float a) { return low(narrow(a)); }
+
+__device__ __forceinline__ float activated(float gate, float up) {
+  float wide = gate;
+  if (KIND == SILU) {
+    wide = __fdividef(gate, 1 + __expf(-gate));
+  } else {
+    const float inner = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate);
+    wide = 0.5f * gate * (2 - __fdividef(2, __expf(2 * inner) + 1));
+  }
+  return rounded(rounded(wide) * up);
+}
+
+__device__ __forceinline__ float normalised(float x, float inverse, float weight) {
+  return KIND == NORM_PLUS_ONE ? rounded(x * inverse * (1 + weight)) : rounded(rounded(x * inverse) * weight);
+}
+
+__device__ __forceinline__ int channel_of(int vector) { return 8 * (vector * THREADS + (int)threadIdx.x); }
+
+// rsqrt(mean x² + eps) of all blocks' x, each block for itself.
+__device__ __forceinline__ float inverse_rms(uint4 (&x)[VECTORS], float eps) {
+  __shared__ float sums[WARPS];
+  float sum = 0;
+  #pragma unroll
+  for (int j = 0; j < VECTORS; j++)
+    #pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float a = low(part(x[j], i)), b = high(part(x[j], i));
+      sum += a * a + b * b;
+    }
+  #pragma unroll
+  for (int offset = 16; offset; offset >>= 1) sum += __shfl_xor_sync(~0u, sum, offset);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+  __syncthreads();
+  sum = 0;
+  #pragma unroll
+  for (int i = 0; i < WARPS; i++) sum += sums[i];
+  return rsqrtf(sum / COLUMNS + eps);
+}
+
+// Writes (channel << 16 | value) of the kept channels, or of the dropped ones, in their own order; returns how many.
+__device__ __forceinline__ int select(
+    word* list, const number* x_ptr, const number* norm_ptr, const float* scale, float threshold, float eps, bool kept) {
+  __shared__ int counts[VECTORS][WARPS];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint4 none = make_uint4(0, 0, 0, 0);
+  uint4 x[VECTORS], other[VECTORS];  // other: the norm's weight, or up
+  #pragma unroll
+  for (int j = 0; j < VECTORS; j++) {
+    const bool inside = channel_of(j) < COLUMNS;
+    other[j] = NORMED && inside ? *(const uint4*)(norm_ptr + channel_of(j)) : none;
+  }
+  begin();
+  #pragma unroll
+  for (int j = 0; j < VECTORS; j++) {
+    const bool inside = channel_of(j) < COLUMNS;
+    x[j] = inside ? load_fresh(x_ptr + channel_of(j)) : none;
+    if (GATED) other[j] = inside ? load_fresh(x_ptr + COLUMNS + channel_of(j)) : none;
+  }
+  const float inverse = NORMED ? inverse_rms(x, eps) : 0;
+  word chosen[VECTORS];
+  int before[VECTORS];
+  #pragma unroll
+  for (int j = 0; j < VECTORS; j++) {
+    chosen[j] = 0;
+    #pragma unroll
+    for (int i = 0; i < 4; i++) {
+      float pair[2] = {low(part(x[j], i)), high(part(x[j], i))};
+      const float factor[2] = {low(part(other[j], i)), high(part(other[j], i))};
+      #pragma unroll
+      for (int k = 0; k < 2; k++) {
+        const int channel = channel_of(j) + 2 * i + k;
+        if (NORMED) pair[k] = normalised(pair[k], inverse, factor[k]);
+        if (GATED) pair[k] = activated(pair[k], factor[k]);
+        float score = fabsf(pair[k]);
+        if (SCALED && channel < COLUMNS) score *= scale[channel];
+        const bool keeps = score > threshold;
+        if (channel < COLUMNS && (kept ? keeps : !keeps && pair[k] != 0)) chosen[j] |= 1u << (2 * i + k);
+      }
+      part(x[j], i) = narrow(pair[0]) | (word)narrow(pair[1]) << 16;
+    }
+    const int mine = __popc(chosen[j]);
+    int sum = mine;
+    #pragma unroll
+    for (int offset = 1; offset < 32; offset <<= 1) {
+      const int below = __shfl_up_sync(~0u, sum, offset);
+      if (lane >= offset) sum += below;
+    }
+    before[j] = sum - mine;
+    if (lane == 31) counts[j][warp] = sum;
+  }
+  __syncthreads();
+  int total = 0;
+  #pragma unroll
+  for (int j = 0; j < VECTORS; j++)
+    #pragma unroll
+    for (int i = 0; i < WARPS; i++) {
+      if (i == warp) before[j] += total;
+      total += counts[j][i];
+    }
+  #pragma unroll
+  for (int j = 0; j < VECTORS; j++) {
+    int at = before[j];
+    #pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (chosen[j] >> i & 1) {
+        const word both = part(x[j], i / 2);
+        list[at++] = (word)(channel_of(j) + i) << 16 | (i & 1 ? both >> 16 : both & 0xffff);
+      }
+  }
+  __syncthreads();
+  return total;
+}
+
+__device__ __forceinline__ void add_product(float (&sums)[8], float x, uint4 row) {
+  #pragma unroll
+  for (int i = 0; i < 4; i++) {
+    sums[2 * i] += x * low(part(row, i));
+    sums[2 * i + 1] += x * high(part(row, i));
+  }
+}
+
+// This thread's share of the listed rows' products: 8 columns, every STEP-th row. `matrix` is at its first column.
+__device__ __forceinline__ void stream_rows(
+    float (&sums)[8], const word* list, int count, const number* matrix, long long row_step, bool live) {
+  const int first = threadIdx.x / LANES;
+  word entry[LOADS];
+  uint4 row[LOADS];
+  auto fetch = [&](int slot, int at) {
+    entry[slot] = 0;
+    row[slot] = make_uint4(0, 0, 0, 0);
+    if (at < count && live) {
+      entry[slot] = list[at];
+      row[slot] = load_once(matrix + (entry[slot] >> 16) * row_step);
+    }
+  };
+  #pragma unroll
+  for (int slot = 0; slot < LOADS; slot++) fetch(slot, first + slot * STEP);
+  for (int at = first; at < count; at += LOADS * STEP)
+    #pragma unroll
+    for (int slot = 0; slot < LOADS; slot++) {
+      add_product(sums, low(entry[slot]), row[slot]);  // low: the entry's value
+      fetch(slot, at + (LOADS + slot) * STEP);
+    }
+}
+
+// [COLUMNS of the tile] sums of all threads, in `whole`; thread c of the first TILE reads column c after it.
+__device__ __forceinline__ float reduced(float (&sums)[8]) {
+  __shared__ float whole[WARPS][TILE];
+  const int lane = threadIdx.x % 32;
+  #pragma unroll
+  for (int offset = LANES; offset < 32; offset <<= 1)
+    #pragma unroll
+    for (int i = 0; i < 8; i++) sums[i] += __shfl_xor_sync(~0u, sums[i], offset);
+  if (lane < LANES)
+    #pragma unroll
+    for (int i = 0; i < 8; i++) whole[threadIdx.x / 32][8 * lane + i] = sums[i];
+  __syncthreads();
+  float sum = 0;
+  if (threadIdx.x < TILE)
+    #pragma unroll
+    for (int i = 0; i < WARPS; i++) sum += whole[i][threadIdx.x];
+  return sum;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) stream(
+    const number* x,         // [COLUMNS], [2·COLUMNS] where GATED
+    const number* norm,      // [COLUMNS] where NORMED
+    const float* scale,      // [masks, COLUMNS] where SCALED
+    const float* threshold,  // [masks]
+    const number* w,         // [COLUMNS, out], a channel every w_step
+    const number* v,         // [COLUMNS, SECTIONS·rank]
+    const number* u,         // [rank, out], a rank every u_step
+    const float* bias,       // [out] or null
+    const number* add,       // [out] or null
+    number* y,               // [out]
+    float* z,                // [Z_PARTS, SECTIONS·rank] scratch
+    int* counters,           // 2, zero before and after
+    long long w_step, long long u_step, int rank, int z_tiles, int start1, int start2, int mask0, int mask1, int mask2, float eps) {
+  extern __shared__ word list[];
+  const int z_blocks = LOW_RANK ? SECTIONS * z_tiles * Z_PARTS : 0;
+  const bool for_z = (int)blockIdx.x < z_blocks;  // the first to run, since those of W wait for them
+  int section = 0, column = 0, z_part = 0;
+  if (for_z) {
+    z_part = blockIdx.x % Z_PARTS;
+    const int tile = blockIdx.x / Z_PARTS;
+    section = tile / z_tiles;
+    column = tile % z_tiles * TILE;
+  } else {
+    column = ((int)blockIdx.x - z_blocks) * TILE;
+    if (SECTIONS > 1) section = column >= start1;
+    if (SECTIONS > 2) section += column >= start2;
+  }
+  const int mask = section == 0 ? mask0 : section == 1 ? mask1 : mask2;
+  const int width = for_z ? min(TILE, rank - column) : TILE;
+  const int mine = 8 * (threadIdx.x % LANES);  // first of this thread's columns in the tile
+  const bool live = mine < width;
+
+  if (LOW_RANK && !for_z)
+    for (int i = threadIdx.x; i < rank; i += THREADS) prefetch(u + i * u_step + column);
+  const int count = select(list, x, norm, SCALED ? scale + mask * COLUMNS : nullptr, threshold[mask], eps, !for_z);
+  float sums[8] = {};
+  if (for_z) {
+    const int share = (count + Z_PARTS - 1) / Z_PARTS, first = min(z_part * share, count);
+    const number* matrix = v + section * rank + column + mine;
+    stream_rows(sums, list + first, min(share, count - first), matrix, SECTIONS * rank, live);
+    const float sum = reduced(sums);
+    if ((int)threadIdx.x < width) z[(z_part * SECTIONS + section) * rank + column + threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.x == 0) signal(counters);
+    return;
+  }
+  stream_rows(sums, list, count, w + column + mine, w_step, live);
+  if (LOW_RANK) {
+    if (threadIdx.x == 0) wait_for(counters, z_blocks);
+    __syncthreads();
+    for (int i = threadIdx.x / LANES; i < rank; i += STEP) {
+      const uint4 row = load_once(u + i * u_step + column + mine);
+      float whole = 0;
+      #pragma unroll
+      for (int p = 0; p < Z_PARTS; p++) whole += load_fresh(z + (p * SECTIONS + section) * rank + i);
+      add_product(sums, whole, row);
+    }
+    if (threadIdx.x == 0 && atomicAdd(counters + 1, 1) == (int)gridDim.x - z_blocks - 1) counters[0] = counters[1] = 0;
+  }
+  float sum = reduced(sums);
+  if (threadIdx.x < TILE) {
+    const int at = column + threadIdx.x;
+    if (bias) sum += bias[at];
+    if (add) sum += low(add[at]);
+    y[at] = narrow(sum);
+  }
+}

@@ -1,0 +1,86 @@
+"""stream.cu as C++ for the CPU: block_on_cpu.h has CUDA's part, primitives_on_cpu.h that of primitives.cuh."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+from rsparse.ops.fused.cuda import compiler
+
+HERE = Path(__file__).parent
+SOURCE = compiler.SOURCES / "stream.cu"
+COMPILER = shutil.which("g++")
+OPTIONS = ["-std=c++17", "-Og", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-fPIC", "-shared", "-pthread"]
+PROCESSES = 2
+
+# `list` is the dynamic shared memory.
+KERNEL = """
+namespace kernel_{name} {{
+{macros}
+#define stream stream_{name}
+static __shared__ unsigned list[COLUMNS];
+#include "{primitives}"
+#include "{source}"
+#undef stream
+}}
+extern "C" const char* launch_{name}(
+    unsigned blocks, unsigned threads, bool backwards, size_t count, const size_t* sizes, void** arguments) {{
+  return launch(kernel_{name}::stream_{name}, blocks, threads, backwards, count, sizes, arguments);
+}}
+"""
+
+
+def name_of(constants):
+    return "_".join(str(value) for _, value in sorted(constants.items()))
+
+
+def text_of(constants):
+    macros = "\n".join(f"#undef {name}\n#define {name} {value}" for name, value in constants.items())
+    return KERNEL.format(name=name_of(constants), macros=macros, source=SOURCE, primitives=HERE / "primitives_on_cpu.h")
+
+
+class Kernels:
+    """Compiled ones by their constants, in `folder`. Many at once are much faster than one by one."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.functions = {}
+
+    def build(self, wanted):
+        new = {name_of(each): each for each in wanted if name_of(each) not in self.functions}
+        running = []
+        for names in filter(None, (list(new)[i::PROCESSES] for i in range(PROCESSES))):
+            file = self.folder / f"{len(self.functions)}_{names[0]}.cpp"
+            file.write_text(f'#include "{HERE / "block_on_cpu.h"}"\n' + "".join(text_of(new[name]) for name in names))
+            command = [COMPILER, *OPTIONS, str(file), "-o", str(file.with_suffix(".so"))]
+            running.append((subprocess.Popen(command, stderr=subprocess.PIPE, text=True), file.with_suffix(".so"), names))
+        for process, library, names in running:
+            log = process.communicate()[1]
+            assert process.returncode == 0, log
+            loaded = ctypes.CDLL(str(library))
+            for name in names:
+                self.functions[name] = getattr(loaded, f"launch_{name}")
+                self.functions[name].restype = ctypes.c_char_p
+
+    def kernel(self, constants, threads):
+        self.build([constants])
+        return Kernel(self.functions[name_of(constants)], threads)
+
+
+class Kernel:
+    """compiler.Kernel on a CPU; `backwards` turns the order of a block's threads round."""
+
+    backwards = False
+
+    def __init__(self, function, threads):
+        self.function, self.threads = function, threads
+
+    def launch(self, blocks, values, types, device, *, overlap):
+        held = [kind(value) for kind, value in zip(types, values, strict=True)]
+        sizes = (ctypes.c_size_t * len(held))(*map(ctypes.sizeof, held))
+        arguments = (ctypes.c_void_p * len(held))(*map(ctypes.addressof, held))
+        order = ctypes.c_bool(self.backwards)
+        failure = self.function(blocks, self.threads, order, ctypes.c_size_t(len(held)), sizes, arguments)
+        assert failure is None, failure.decode()

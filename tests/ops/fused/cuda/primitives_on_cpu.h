@@ -1,0 +1,49 @@
+// primitives.cuh on a CPU, where blocks run in order: what a block waits for has been there before it began.
+typedef unsigned int word;
+typedef unsigned short number;
+
+#if FLOAT16
+static float low(word a) {
+  const float magnitude = (a & 0x7c00) == 0x7c00 ? __uint_as_float(0x7f800000 | (a & 0x3ff) << 13)
+                                                 : __uint_as_float((a & 0x7fff) << 13) * 0x1p112f;
+  return a & 0x8000 ? -magnitude : magnitude;
+}
+static float high(word a) { return low(a >> 16); }
+static number narrow(float a) {
+  const word bits = __float_as_uint(a), sign = bits >> 16 & 0x8000;
+  const float magnitude = fabsf(a);
+  if (std::isnan(a)) return 0x7fff;
+  if (magnitude >= 65520) return sign | 0x7c00;
+  if (magnitude < 0x1p-14f) return sign | (word)nearbyintf(magnitude * 0x1p24f);
+  return sign | (__float_as_uint(magnitude) - (112 << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
+}
+#else
+static float low(word a) { return __uint_as_float(a << 16); }
+static float high(word a) { return __uint_as_float(a & 0xffff0000u); }
+static number narrow(float a) {
+  const word bits = __float_as_uint(a);
+  return std::isnan(a) ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+#endif
+
+static uint4 load_once(const number* p) {
+  if ((size_t)p % 16) fail("a load of 16 bytes that is not aligned");
+  return *(const uint4*)p;
+}
+
+// What is read so, others have written: begin() waits for those of the kernel before.
+static thread_local bool begun[MOST_THREADS];
+static uint4 load_fresh(const number* p) {
+  if (!begun[threadIdx.x]) fail("a load before begin()");
+  return load_once(p);
+}
+static float load_fresh(const float* p) { return *p; }
+
+static void prefetch(const number* p) { *(const volatile number*)p; }
+
+static void begin() { begun[threadIdx.x] = true; }
+
+static void signal(int* counter) { ++*counter; }
+static void wait_for(const int* counter, int count) {
+  if (*counter != count) fail("a block waits for what has not come");
+}

@@ -1,0 +1,71 @@
+"""What stream.cu can run, and each reason why not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from rsparse.ops.fused import Section
+from rsparse.ops.fused.cuda.stream import covers
+from rsparse.ops.fused.settings import stream_form
+from tests.ops.fused import problems
+
+TILES = stream_form(16, 2, 2)
+
+
+def group(columns=64, outs=(32, 16), masks=(0, 1), rank=8, dtype=torch.bfloat16, **options):
+    return problems.group(columns, outs, masks, rank, dtype, **options)
+
+
+def within(matrix, width, first=0):
+    """The same values as columns [first, …) of a matrix of `width`."""
+    wide = torch.zeros(matrix.shape[0], width, dtype=matrix.dtype)
+    wide[:, first : first + matrix.shape[1]] = matrix
+    return wide[:, first : first + matrix.shape[1]]
+
+
+def with_(name, change, made=None):
+    made = made or group()
+    return replace(made, **{name: change(getattr(made, name))})
+
+
+COVERED = {
+    "16 bits": group(),
+    "the other 16 bits": group(dtype=torch.float16),
+    "no factors": group(rank=0),
+    "three sections": group(outs=(32, 16, 16), masks=(0, 0, 1)),
+    "beside others in one memory": with_("weight", lambda weight: within(weight, 96, 8)),
+    "U beside others": with_("U", lambda U: within(U, 96, 16)),
+}
+REFUSED = {
+    "dense": group(rank=0, dense=True),
+    "32 bits": group(dtype=torch.float32),
+    "stored by output": with_("weight", lambda weight: weight.T.contiguous().T),
+    "four sections": group(outs=(16,) * 4, masks=(0, 0, 1, 1)),
+    "channels no vectors": group(columns=60),
+    "a channel of more than 16 bits": with_("weight", lambda weight: weight.new_empty(1 << 16, 48), group(rank=0)),
+    "rows no vectors": with_("weight", lambda weight: within(weight, 52)),
+    "a tile in two sections": group(outs=(24, 24)),
+    "a tile beyond the end": replace(group(outs=(32, 24)), sections=(Section(0, 32, 0), Section(32, 56, 1))),
+    "unaligned": with_("weight", lambda weight: within(weight, 64, 4)),
+    "U unaligned": with_("U", lambda U: within(U, 64, 4)),
+    "U's rows no vectors": with_("U", lambda U: within(U, 52)),
+    "U stored by output": with_("U", lambda U: U.T.contiguous().T),
+    "V unaligned": with_("V", lambda V: torch.zeros(V.numel() + 1, dtype=V.dtype)[1:].view_as(V)),
+    "V beside others": with_("V", lambda V: within(V, 24)),
+    "V stored by rank": with_("V", lambda V: V.T.contiguous().T),
+}
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_it_covers(name):
+    assert covers(COVERED[name], TILES)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_refuses(name):
+    assert not covers(REFUSED[name], TILES)

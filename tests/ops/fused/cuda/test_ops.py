@@ -1,0 +1,106 @@
+"""Which linears of a decode step go to stream.cu, without running any."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from rsparse.ops.fused import fused_ops
+from rsparse.ops.fused.cuda import compiler
+from rsparse.ops.fused.cuda import ops as module
+from rsparse.ops.fused.cuda.ops import CudaOps, available
+from rsparse.ops.fused.settings import stream_form
+from rsparse.ops.fused.triton_ops import TritonOps, merged
+from tests.ops.fused import problems
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """(which kernel, its arguments) of what the ops call."""
+    seen = []
+
+    def stream(*arguments, **options):
+        seen.append(("stream", arguments, options))
+
+    def project_with(self, *arguments):
+        seen.append(("triton", arguments, {}))
+
+    monkeypatch.setattr(module, "stream", stream)
+    monkeypatch.setattr(TritonOps, "project_with", project_with)
+    return seen
+
+
+def group(outs=(64, 64), masks=(0, 0), **options):
+    return problems.group(64, outs, masks, dtype=torch.bfloat16, **options)
+
+
+def x(rows, columns=64):
+    return problems.random(9)(rows, columns).bfloat16()
+
+
+def test_one_row_of_a_sparse_group_streams(calls):
+    ops, made, norm, add = CudaOps(CPU), group(), problems.norm(64, torch.bfloat16), x(1, 128)
+    row, gate_up = x(1), x(1, 128)
+    ops.project(row, made, add)
+    ops.norm_project(row, norm, made)
+    ops.act_project(gate_up, "silu", made, add)
+    assert [name for name, *_ in calls] == ["stream"] * 3
+    for (_, arguments, options), read, kind, normed, added in zip(
+        calls, (row, row, gate_up), ("plain", "norm", "silu"), (None, norm, None), (add, None, add), strict=True
+    ):
+        assert arguments[0] is read
+        assert arguments[1] is made
+        assert arguments[2:4] == (merged(made), ops.stream_tiles(made))
+        assert arguments[4] is ops.workspace
+        assert options["kind"] == kind
+        assert options["norm"] is normed
+        assert options["add"] is added
+
+
+@pytest.mark.parametrize(
+    ("rows", "made"),
+    [
+        (2, group()),
+        (1, group(dense=True)),
+        (1, replace(group(), weight=group().weight.float())),
+        (1, group((64, 8), (0, 1))),
+    ],
+    ids=["two rows", "dense", "32 bits", "sections narrower than a tile"],
+)
+def test_the_others_gather(calls, rows, made):
+    CudaOps(CPU).project(x(rows), made)
+    assert [name for name, *_ in calls] == ["triton"]
+    assert calls[0][1][2] is made
+
+
+@pytest.mark.parametrize(("outs", "columns"), [((64, 64), 64), ((96, 64), 32), ((48, 80), 16), ((48, 88), 16)])
+def test_tiles_end_where_sections_do(monkeypatch, outs, columns):
+    """As wide as they may be, down to a sector of memory."""
+    asked = []
+    monkeypatch.setattr(module, "tiles_for", lambda gpu, *shape: asked.append(shape) or stream_form(64, 8, 4))
+    assert CudaOps(CPU).stream_tiles(group(outs, (0, 1))) == stream_form(columns, 8, 4)
+    assert asked == [("stream", 64, sum(outs))]
+
+
+def test_a_gpu_must_be_an_ampere_and_the_compiler_there(monkeypatch):
+    capability, missing = (8, 0), None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(compiler, "refusal", lambda: missing)
+    assert available(CUDA)
+    assert not available(CPU)
+    capability = (7, 5)
+    assert not available(CUDA)
+    capability, missing = (9, 0), "NVRTC is missing"
+    assert not available(CUDA)
+
+
+@pytest.mark.parametrize(("there", "expected"), [(True, CudaOps), (False, TritonOps)])
+def test_the_triton_backend_streams_where_it_can(monkeypatch, there, expected):
+    monkeypatch.setattr(module, "available", lambda device: there)
+    assert type(fused_ops("triton", CPU)) is expected
