@@ -127,6 +127,17 @@ def test_recipe_sparsity_is_weighted_by_size():
         Recipe("llama", {})
 
 
+def test_what_it_asks_of_each_kind():
+    asked = {
+        "layers.0.q": unit(linears=("a",), outs=(8,), rho=0.9, ranks=(1,)),
+        "layers.1.q": unit(linears=("b",), outs=(2,), criterion="column_norm"),
+        "layers.0.up": unit(linears=("c",), outs=(2,), rho=0.7),
+    }  # fmt: skip
+    found = Recipe("llama", asked).kinds()
+    assert found["q"] == {"rho": 0.95, "ranked": 0.5, "criterion": ["column_norm", "magnitude"]}
+    assert found["up"] == {"rho": 0.7, "ranked": 0.0, "criterion": ["magnitude"]}
+
+
 def test_settled_needs_a_threshold_only_where_channels_are_dropped():
     assert not recipe().settled
     done = recipe().with_thresholds({"second": 0.0})

@@ -163,8 +163,8 @@ class Recipe:
         return sum(unit.sparsity * unit.size for unit in self.units.values()) / total if total else 0.0
 
     def kinds(self) -> dict[str, dict[str, Any]]:
-        """By `q_proj` and the like, or `gate_up` in groups: mean `rho` over the blocks, share of units that are `ranked` above 0, and
-        the `criterion` of each."""
+        """By `q_proj` and the like, or `gate_up` in groups: mean `rho` over the blocks, the share of units with a rank
+        (`ranked`), and each `criterion` among them."""
         found: dict[str, list[UnitRecipe]] = {}
         for name, unit in self.units.items():
             found.setdefault(name.rpartition(".")[2], []).append(unit)

@@ -117,6 +117,29 @@ def test_the_plot_shows_each_method_at_its_share_of_bytes(tmp_path, monkeypatch)
     assert seen["tiny, b", "teal"] == [(pytest.approx(0.6), 20.0)]
 
 
+def test_what_is_cut_off_everywhere_has_no_line_and_what_is_fitted_a_dashed_one(tmp_path, monkeypatch):
+    import matplotlib.figure
+
+    seen = {}
+
+    def savefig(figure, path, **options):
+        seen.update((line.get_label(), line.get_linestyle()) for axis in figure.axes for line in axis.lines)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", savefig)
+    fitted = record("best", 0.5, text="a.txt", perplexity=11.0)
+    fitted["config"]["compensation"] = "c4"
+    hopeless = [record("low_rank_only", 0.5, text=text, perplexity=1000.0) for text in ("a.txt", "b.jsonl")]
+    half = [record("nncf", 0.5, text="a.txt", perplexity=1000.0), record("nncf", 0.4, text="b.jsonl", perplexity=54.0)]
+    plot([*RECORDS, fitted, *hopeless, *half], tmp_path / "p.png")
+    assert seen == {"dense": ":", "teal": "-", "sparse_only": "-", "best": "--", "nncf": "-"}
+
+
+def test_a_folder_of_folders_settings_are_no_record(tmp_path):
+    (tmp_path / "int4").mkdir()
+    (tmp_path / "int4" / "settings.json").write_text("{}")
+    assert load_records(tmp_path) == []
+
+
 def test_no_perplexity_no_plot(tmp_path):
     plot([record("teal", 0.5, rows="10")], tmp_path / "p.png")
     assert not (tmp_path / "p.png").exists()

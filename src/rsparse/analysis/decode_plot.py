@@ -30,17 +30,20 @@ def plot(records: Sequence[Record], path: Path) -> None:
         style = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4, "linewidth": 1, "color": f"C{number % 10}"}
         x = [row["metrics"]["achieved_sparsity"] for row in rows]
         left.plot(x, [row["metrics"]["speedup"] for row in rows], label=label, **style)
-        left.plot(x, [row["metrics"]["speedup_by_bytes"] for row in rows], linestyle=":", linewidth=1, color=style["color"])
+        bound = style | {"linestyle": ":", "markerfacecolor": "none"}
+        left.plot(x, [row["metrics"]["speedup_by_bytes"] for row in rows], **bound)
         for row in rows:
             lengths = {int(key): each["tokens_per_second"] for key, each in row["metrics"]["by_length"].items()}
             if lengths:
                 right.plot(list(lengths), list(lengths.values()), label=f"{label}, {row['config']['sparsity']:.0%}", **style)
     left.axhline(1, color="black", linewidth=0.8)
-    left.set(xlabel="achieved sparsity", ylabel="speed-up over the best dense (dotted: by bytes)")
+    left.set(xlabel="achieved sparsity", ylabel="speed-up over the best dense (hollow: by bytes)", xlim=(0, 1))
     left.legend(fontsize=7)
     right.set(xlabel="new tokens", ylabel="tokens a second")
     if right.lines:
         right.set_xscale("log", base=2)
+        right.xaxis.set_major_formatter("{x:.0f}")
+        right.set_ylim(0, 1.1 * max(max(line.get_ydata()) for line in right.lines))
     for axis in (left, right):
         axis.grid(alpha=0.3)
     with new_file(path) as aside:

@@ -14,7 +14,7 @@ Record = dict[str, Any]
 # Longest first: a kernel is of the first kind whose word its name holds.
 KINDS: Mapping[str, tuple[str, ...]] = {
     "attention": ("attend", "flash", "fmha", "attention", "sdpa"),
-    "linears": ("gather", "gemm", "gemv", "matvec", "nvjet", "cutlass", "splitk", "cublas"),
+    "linears": ("stream", "gather", "gemm", "gemv", "matvec", "nvjet", "cutlass", "splitk", "cublas"),
     "select and norms": ("select", "norm", "silu", "gelu", "mul"),
 }
 
@@ -32,15 +32,15 @@ def load_records(folder: Path) -> list[Record]:
     return sorted(found, key=_order)
 
 
-def markdown(records: Sequence[Record]) -> str:
-    """One section a model on one machine: a row a cell, then what dense paths gave, then time by kind of kernel."""
+def markdown(records: Sequence[Record], *, level: int = 2) -> str:
+    """One section a model on one machine, its heading at `level`: a row a cell, then what dense paths gave, then time by kind of kernel."""
     sections = []
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(_group(record), []).append(record)
     for (model, gpu, dtype, *_), rows in groups.items():
         config = rows[0]["config"]
-        lines = [f"## {model} on {gpu}", "", _protocol(config, dtype), "", *_speeds(rows), "", *_dense(rows)]
+        lines = [f"{'#' * level} {model} on {gpu}", "", _protocol(config, dtype), "", *_speeds(rows), "", *_dense(rows)]
         if any(row["metrics"].get("kernels") for row in rows):
             lines += ["", *_times(rows)]
         sections.append("\n".join(lines))

@@ -1,11 +1,12 @@
 """What low rank could stand in for: what a linear's dropped inputs would have added to its output, and at what price.
 
-Of a weight W [out, in] and calibration rows x, at a sparsity with one magnitude threshold, x_d being x with the kept channels at
-zero: `weighted90` and `output90`, the shares of min(out, in) components that hold 90 % of the energy of W diag(rms x_d), which takes
-channels as uncorrelated, and of W x_d itself. `ratio` is what decides: the energy of the output's error with a rank that a share
-1 − rho of the kept bytes buys, factors fitted to the dropped inputs, over that with all bytes for channels; below 1 low rank pays.
-`svd_ratio` is the same with W's own leading components. Factors and thresholds come from half of the rows, errors from the
-other half; inputs are those of the dense model, as for any fit that works linear by linear.
+Of a weight W [out, in] and calibration rows x, at a sparsity with one magnitude threshold, x_d being x with the kept
+channels at zero: `weighted90` and `output90`, the shares of min(out, in) components that hold 90 % of the energy of W
+diag(rms x_d), which takes channels as uncorrelated, and of W x_d itself. `ratio` is what decides: the energy of the
+output's error with a rank that a share 1 − rho of the kept bytes buys, factors fitted to the dropped inputs, over that with
+all bytes for channels; below 1 low rank pays. `svd_ratio` is the same with W's own leading components. Factors and
+thresholds come from half of the rows, errors from the other half; inputs are those of the dense model, as for any fit that
+works linear by linear.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ def dropped_of(weight: Tensor, rows: Tensor, sparsity: float, rho: float) -> Dro
 
 
 def threshold(rows: Tensor, share: float) -> float:
-    """The magnitude up to which `share` of the rows' values lie; below all of them for a share of 0."""
+    """The magnitude up to which `share` of the rows' values lie; 0, which drops nothing, for a share of 0."""
     count = round(share * rows.numel())
-    return -1.0 if count == 0 else float(rows.abs().flatten().kthvalue(count).values)
+    return 0.0 if count == 0 else float(rows.abs().flatten().kthvalue(count).values)
 
 
 def drop(rows: Tensor, level: float) -> Tensor:
@@ -73,9 +74,10 @@ def _energy(errors: Tensor) -> float:
 
 
 def _output_values(W: Tensor, dropped: Tensor) -> Tensor:
-    """Singular values of W x_d over the rows, by the smaller of in and out."""
+    """The min(out, in) first singular values of W x_d over the rows; there may be fewer rows than that."""
     if W.shape[0] <= W.shape[1]:
-        return singular_values(dropped @ W.T)
+        outputs = (dropped @ W.T).double()
+        return torch.linalg.eigvalsh(outputs.T @ outputs).flip(0).clamp_min(0).sqrt()
     values, vectors = torch.linalg.eigh(dropped.double().T @ dropped.double())
     return singular_values(W.double() @ (vectors * values.clamp_min(0).sqrt()))
 
@@ -98,7 +100,8 @@ def dropped_ranks(model: PreTrainedModel, calibration: Calibration, sparsity: fl
 
 def dropped_summary(found: Mapping[str, DroppedRank], weights: Mapping[str, WeightRank]) -> dict[str, Any]:
     """Means by kind, the share of linears where low rank `pays`, and the rank correlation of `ratio` with each spectrum."""
-    by_name = {each.name: {name: getattr(figures, each.name) for name, figures in found.items()} for each in fields(DroppedRank)}
+    names = [field.name for field in fields(DroppedRank)]
+    by_name = {each: {name: getattr(figures, each) for name, figures in found.items()} for each in names}
     spectra = {"rank90": {name: weights[name].rank90 for name in found}}
     spectra |= {name: by_name[name] for name in ("weighted90", "output90")}
     return {
@@ -114,11 +117,12 @@ def dropped_lines(told: Mapping[str, Any], sparsity: float, rho: float) -> list[
     pays = [f"{kind} ({told['pays'][kind]:.0%} of the blocks)" for kind, _ in ratios if told["pays"][kind] > 0]
     best, worst = ratios[0], ratios[-1]
     correlations = [
-        f"{name} {'cannot be told' if value is None else f'{value:+.2f}'}" for name, value in told["ratio_rank_correlation"].items()
+        f"{name} {'cannot be told' if value is None else f'{value:+.2f}'}"
+        for name, value in told["ratio_rank_correlation"].items()
     ]
     return [
-        f"at {sparsity:.0%}, {1 - rho:.0%} of the kept bytes for factors fitted to what is dropped make the output's error energy "
-        f"{best[1]:.2f} ({best[0]}) to {worst[1]:.2f} ({worst[0]}) times what those bytes make of it as channels; it pays in "
-        f"{', '.join(pays) or 'no linear'}",
+        f"at {sparsity:.0%}, {1 - rho:.0%} of the kept bytes for factors fitted to what is dropped make the output's error "
+        f"energy {best[1]:.2f} ({best[0]}) to {worst[1]:.2f} ({worst[0]}) times what those bytes make of it as channels; it "
+        f"pays in {', '.join(pays) or 'no linear'}",
         f"rank correlation of that price with the spectra: {', '.join(correlations)} (positive: low rank, low price)",
     ]

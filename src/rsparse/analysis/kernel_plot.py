@@ -52,6 +52,7 @@ def _speedups(axis: Any, rows: Sequence[Row], label: str, number: int) -> None:
             axis.plot(
                 x, [row["speedup"] for row in chosen], line, label=label + ("" if ranks == "none" else ", low rank"),
                 marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1, color=f"C{number % 10}",
+                markerfacecolor=None if ranks == "none" else "none",
             )  # fmt: skip
 
 
@@ -77,7 +78,9 @@ def _roofline(axis: Any, records: Sequence[Record]) -> None:
     copies = [row["copy_bytes_per_second"] for _, rows in _lines(records) for row in rows if row["copy_bytes_per_second"]]
     for bandwidth in sorted({round(each / 1e12, 2) for each in copies}):
         axis.axhline(bandwidth, color="black", linewidth=1, label=f"copy: {bandwidth:.2f} TB/s")
-    axis.set(title="roofline", xlabel="MB that a call reads", ylabel="TB/s", xscale="log")
+    axis.set(title="roofline", xlabel="MB that a call reads", ylabel="TB/s")
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:.0f}")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)

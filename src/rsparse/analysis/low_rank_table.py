@@ -17,8 +17,8 @@ HEADS = ("W, 90 %", "W diag(rms x_d), 90 %", "W x_d, 90 %", "price, fitted", "pr
 
 
 def load_ranks(folder: Path) -> dict[str, Record]:
-    """Records of `rsparse analyze rank --calibration` below `folder`, by model without .gguf. Raises RSparseError for a file that
-    is none."""
+    """Records of `rsparse analyze rank --calibration` below `folder`, by model without .gguf. Raises RSparseError for a file
+    that is none."""
     found = {}
     for path in sorted(folder.glob("*/rank.json")):
         try:
@@ -36,7 +36,7 @@ def model_of(record: Record) -> str:
 
 
 def chosen(records: Sequence[Record], level: float) -> dict[str, dict[str, Any]]:
-    """Preset → kind → what its recipe asks, of a model's records at `level` that say it; uniform recipes have nothing to tell."""
+    """Preset → kind → what its recipe asks, of a model's records at `level` that say it; uniform ones have nothing to tell."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
     for config in (record["config"] for record in records):
         if config["sparsity"] == level and config["method"] in METHODS[1:] and "kinds" in config:
@@ -45,7 +45,7 @@ def chosen(records: Sequence[Record], level: float) -> dict[str, dict[str, Any]]
 
 
 def kind_table(rank: Record, records: Sequence[Record], level: float) -> list[str]:
-    """One model's: a row a kind. Chosen rho is the mean over the blocks, in brackets the share of blocks with a rank above 0."""
+    """One model's: a row a kind. Chosen rho is the mean over the blocks, in brackets the share of blocks with a rank."""
     summary = rank["metrics"]["summary"]
     dropped = summary["dropped"]
     presets = chosen(records, level)
@@ -62,7 +62,7 @@ def _chosen(found: Mapping[str, Any] | None) -> str:
 
 
 def gain_table(records: Sequence[Record]) -> list[str]:
-    """Each recipe with low rank, or that could have had it, against the same league's own without: mean KL over the texts of both."""
+    """Each recipe that has or could have low rank, against the same league's own without: mean KL over the texts of both."""
     rows = {key: _kl(group) for key, group in rows_of(records).items()}
     lines = []
     for (model, level, preset), group in rows_of(records).items():

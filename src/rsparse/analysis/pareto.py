@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ POOR = 3.0  # perplexities beyond so many times dense are cut off at the top
 
 
 def plot(records: Sequence[dict[str, Any]], path: Path, *, policy: str | None = None) -> None:
-    """Draw perplexity over the share of bytes that a token reads; one line a method. Nothing where there is no perplexity."""
+    """Draw perplexity over the share of bytes that a token reads; one line a method, dashed where something was fitted by
+    gradient. Methods that are cut off everywhere have no line. Nothing where there is no perplexity."""
     found = [r for r in records if "perplexity" in r["metrics"]]
     policies = sorted({r["config"]["token_policy"] for r in found})
     if not found:
@@ -23,7 +25,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path, *, policy: str | None = 
     found = [r for r in found if r["config"]["token_policy"] == policy]
     models = sorted({r["config"]["model"] for r in found})
     texts = sorted({r["config"]["data"] for r in found})
-    presets = sorted({r["config"]["preset"] for r in found} - {"dense"})
+    presets = shown(found)
     import matplotlib
 
     matplotlib.use("Agg")
@@ -45,10 +47,22 @@ def plot(records: Sequence[dict[str, Any]], path: Path, *, policy: str | None = 
         axis.set_xlabel("bytes a token reads, share of dense")
     entries = dict(reversed([pair[::-1] for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True)]))
     figure.legend([entries[name] for name in sorted(entries)], sorted(entries), loc="outside lower center", ncols=7, fontsize=8)
-    figure.suptitle(f"Quality over bytes read, token policy {policy}", fontsize=10)
+    dashed = "; dashed: compensated" if any(r["config"].get("compensation") for r in found) else ""
+    figure.suptitle(f"Quality over bytes read, token policy {policy}{dashed}", fontsize=10)
     with new_file(path) as aside:
         figure.savefig(aside, dpi=110, format="png")
     plt.close(figure)
+
+
+def shown(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Presets but the dense one that are not cut off in every panel."""
+
+    def place(record: dict[str, Any]) -> tuple[str, str]:
+        return record["config"]["model"], record["config"]["data"]
+
+    dense = {place(r): r["metrics"]["perplexity"] for r in records if r["config"]["preset"] == "dense"}
+    seen = {r["config"]["preset"] for r in records if r["metrics"]["perplexity"] <= POOR * dense.get(place(r), math.inf)}
+    return sorted(seen - {"dense"})
 
 
 def panel(axis: Any, records: Sequence[dict[str, Any]], presets: Sequence[str]) -> None:
@@ -62,7 +76,11 @@ def panel(axis: Any, records: Sequence[dict[str, Any]], presets: Sequence[str]) 
         values = [r["metrics"]["perplexity"] for r in mine]
         if not mine:
             continue
-        axis.plot(share, values, marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1, label=preset)
+        fitted = any(r["config"].get("compensation") for r in mine)
+        axis.plot(
+            share, values, marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1, label=preset,
+            color=f"C{number}", linestyle="--" if fitted else "-",
+        )  # fmt: skip
         seen += values
         shares += share
     shares = shares or [1.0]

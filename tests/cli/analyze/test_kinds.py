@@ -44,6 +44,17 @@ def test_rank_beside_a_recipe(here):
     assert len(record["metrics"]["by_weight"]) == 14
 
 
+def test_where_low_rank_pays(here):
+    out = good("analyze", "rank", "dense", "--calibration", "calibration", "--rho", 0.6, "--by-kind", "-o", "out").out
+    assert "at 50%, 40% of the kept bytes for factors fitted to what is dropped" in out
+    record = record_of(here / "out", "rank")
+    assert (record["config"]["calibration"], record["config"]["rho"]) == ("text.txt, 768 tokens", 0.6)
+    assert list(record["metrics"]) == ["summary", "lines"]
+    assert len(record["metrics"]["summary"]["dropped"]["ratio"]) == 7
+    good("analyze", "rank", "dense", "--calibration", "calibration", "--sparsity", 0.4, "-o", "out")
+    assert {"rank90", "ratio"} <= set(next(iter(record_of(here / "out", "rank")["metrics"]["by_weight"].values())))
+
+
 def test_activations(here):
     assert (
         "claim: few entries matter" in good("analyze", "activations", "dense", "--calibration", "calibration", "-o", "out").out

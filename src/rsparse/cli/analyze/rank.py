@@ -17,11 +17,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _kind.add_common(parser)
     parser.add_argument("--recipe", type=Path, metavar="R.json", help="draw its rho beside, and correlate the two")
     parser.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="of this model: what its dropped inputs would add, and where low rank pays"
+        "--calibration", type=Path, metavar="DIR", help="what the inputs that are dropped would add, and where low rank pays"
     )
     parser.add_argument("--sparsity", type=float, default=0.5, help="at which inputs are dropped (default %(default)s)")
     parser.add_argument("--rho", type=float, default=0.95, help="share of the kept bytes for channels (default %(default)s)")
-    parser.add_argument("--by-kind", action="store_true", help="keep the means by kind of linear, and not each weight's figures")
+    parser.add_argument("--by-kind", action="store_true", help="keep means by kind of linear, and not each weight's figures")
 
 
 def run(args: argparse.Namespace) -> None:

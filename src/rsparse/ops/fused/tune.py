@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rsparse.atomic import write_text
 from rsparse.ops.fused.cuda.compiler import CudaError
-from rsparse.ops.fused.cuda.ops import available
-from rsparse.ops.fused.cuda.stream import stream
+from rsparse.ops.fused.cuda.ops import NARROWEST, available
+from rsparse.ops.fused.cuda.stream import covers, stream
 from rsparse.ops.fused.matvec import matvec
 from rsparse.ops.fused.settings import Tiles, cache_folder, document, file_name, gpu_name, key, known, stream_form
 from rsparse.ops.fused.timing import copies, microseconds
@@ -170,7 +170,8 @@ def shapes_of(groups: Iterable[Group], lm_head: Tensor) -> set[tuple[str, int, i
     for group in groups:
         columns, out = group.weight.shape
         by_row = group.dense and group.weight.stride(1) != 1
-        one_row = "dense" if group.dense else "stream" if available(lm_head.device) else "gather"
+        streams = available(lm_head.device) and covers(group, stream_form(NARROWEST, 8, 8))
+        one_row = "dense" if group.dense else "stream" if streams else "gather"
         kinds = ("head",) if by_row else (one_row, "rows")
         found |= {(kind, columns, out) for kind in kinds}
     return found

@@ -2,6 +2,7 @@
 // fibers, which run one after another as far as their next barrier or shuffle, where all of the block must meet.
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -34,13 +35,21 @@ static thread_local ucontext_t scheduler;
 static thread_local std::function<void()> body;
 static thread_local unsigned shuffled[2][MOST_THREADS], rounds;
 static thread_local Meeting met;
+static thread_local bool ended;
+static bool backwards;  // the order of threads
 static const char* failure;
 
-// Back to `launch` for good, which returns `what`.
-[[noreturn]] static void fail(const char* what) {
-  failure = what;
+// At once, whatever the block's other threads have yet to do.
+[[noreturn]] static void end_block() {
+  ended = true;
   setcontext(&scheduler);
   __builtin_unreachable();
+}
+
+// `launch` returns `what`, and no other block runs.
+[[noreturn]] static void fail(const char* what) {
+  failure = what;
+  end_block();
 }
 
 static void meet(Meeting at) {
@@ -92,7 +101,7 @@ static void run_fiber() {
   met = END;
 }
 
-static void run_block(unsigned block, unsigned threads, bool backwards, std::function<void()> kernel) {
+static void run_block(unsigned block, unsigned threads, std::function<void()> kernel) {
   blockIdx.x = block;
   body = std::move(kernel);
   fibers.resize(threads);
@@ -109,7 +118,7 @@ static void run_block(unsigned block, unsigned threads, bool backwards, std::fun
       swapcontext(&scheduler, &fibers[threadIdx.x]);
       if (!i) first = met;
       if (met != first) failure = "some threads of a block are at a barrier or shuffle that others do not come to";
-      if (failure) return;
+      if (ended || failure) return;
     }
   }
 }
@@ -119,19 +128,22 @@ static void call(void (*kernel)(Parameters...), void** arguments, std::index_seq
   kernel(*(Parameters*)arguments[I]...);
 }
 
-// As cuLaunchKernel takes them: the address of each argument, of `sizes` bytes. Blocks run in order, threads too or
-// `backwards`. Returns what went wrong, or null.
+// As cuLaunchKernel takes them: the address of each argument, of `sizes` bytes. Blocks run in order, each after `prepare`.
+// Returns what went wrong, or null.
 template <class... Parameters>
 static const char* launch(
-    void (*kernel)(Parameters...), unsigned blocks, unsigned threads, bool backwards, size_t count, const size_t* sizes,
+    void (*kernel)(Parameters...), void (*prepare)(), unsigned blocks, unsigned threads, size_t count, const size_t* sizes,
     void** arguments) {
   const size_t expected[] = {sizeof(Parameters)...};
   if (count != sizeof...(Parameters) || memcmp(sizes, expected, sizeof expected)) return "not the kernel's arguments";
   gridDim.x = blocks;
   failure = nullptr;
   for (unsigned block = 0; block < blocks && !failure; block++) {
-    auto kernel_call = [&] { call(kernel, arguments, std::index_sequence_for<Parameters...>()); };
-    std::thread(run_block, block, threads, backwards, kernel_call).join();
+    auto run_kernel = [&] { call(kernel, arguments, std::index_sequence_for<Parameters...>()); };
+    std::thread([&] {
+      prepare();
+      run_block(block, threads, run_kernel);
+    }).join();
   }
   return failure;
 }

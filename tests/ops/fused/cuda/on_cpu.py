@@ -15,7 +15,7 @@ COMPILER = shutil.which("g++")
 OPTIONS = ["-std=c++17", "-Og", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-fPIC", "-shared", "-pthread"]
 PROCESSES = 2
 
-# `list` is the dynamic shared memory.
+# `list` is the dynamic shared memory, at first NaN of channel 0.
 KERNEL = """
 namespace kernel_{name} {{
 {macros}
@@ -25,9 +25,11 @@ static __shared__ unsigned list[COLUMNS];
 #include "{source}"
 #undef stream
 }}
+static void prepare_{name}() {{ std::fill_n(kernel_{name}::list, COLUMNS, 0xffff); }}
 extern "C" const char* launch_{name}(
-    unsigned blocks, unsigned threads, bool backwards, size_t count, const size_t* sizes, void** arguments) {{
-  return launch(kernel_{name}::stream_{name}, blocks, threads, backwards, count, sizes, arguments);
+    unsigned blocks, unsigned threads, bool order, size_t count, const size_t* sizes, void** arguments) {{
+  backwards = order;
+  return launch(kernel_{name}::stream_{name}, prepare_{name}, blocks, threads, count, sizes, arguments);
 }}
 """
 

@@ -37,13 +37,22 @@ static uint4 load_fresh(const number* p) {
   if (!begun[threadIdx.x]) fail("a load before begin()");
   return load_once(p);
 }
-static float load_fresh(const float* p) { return *p; }
+static thread_local unsigned waited;  // what another block wrote may be read from the round after
+static float load_fresh(const float* p) {
+  if (!waited || rounds < waited) fail("a load of what the block has not waited for");
+  return *p;
+}
 
 static void prefetch(const number* p) { *(const volatile number*)p; }
 
 static void begin() { begun[threadIdx.x] = true; }
 
-static void signal(int* counter) { ++*counter; }
+// A block signals last of all. Forwards its first thread is the first to come here: what the others have not done is too late.
+static void signal(int* counter) {
+  ++*counter;
+  if (!backwards) end_block();
+}
 static void wait_for(const int* counter, int count) {
   if (*counter != count) fail("a block waits for what has not come");
+  waited = rounds + 1;
 }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +71,15 @@ def test_a_cache_that_takes_nothing_does_no_harm(cache, monkeypatch, at):
     assert compiled(EMPTY, {}, "sm_80").startswith(b"\x7fELF")
 
 
+@needs_nvrtc
+def test_nor_does_a_full_disk(monkeypatch):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert compiled(EMPTY, {}, "sm_80").startswith(b"\x7fELF")
+
+
 @pytest.fixture
 def asked_anew():
     compiler.refusal.cache_clear()
@@ -104,9 +116,12 @@ def test_a_launch(monkeypatch, overlap):
     success = driver.CUresult.CUDA_SUCCESS
     monkeypatch.setattr(driver, "cuLaunchKernelEx", lambda *arguments: launched.append(arguments) or (success,))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=77))
+    current = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: current.append(device) or contextlib.nullcontext())
     kernel = Kernel("a function", threads=64, shared=4096)
     kernel.launch(12, [1, 2.0], [compiler.INT, compiler.FLOAT], torch.device("cuda"), overlap=overlap)
     ((config, function, arguments, extra),) = launched
+    assert current == [torch.device("cuda")], "another thread may have had another device"
     assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (12, 1, 1)
     assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (64, 1, 1)
     assert (config.sharedMemBytes, int(config.hStream), config.numAttrs) == (4096, 77, int(overlap))
@@ -123,6 +138,7 @@ def test_a_call_that_fails_is_named(monkeypatch):
 
     monkeypatch.setattr(driver, "cuLaunchKernelEx", lambda *arguments: (driver.CUresult.CUDA_ERROR_INVALID_VALUE,))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     with pytest.raises(CudaError, match="CUDA_ERROR_INVALID_VALUE"):
         Kernel("a function", 64, 0).launch(1, [], [], torch.device("cuda"), overlap=False)
 
@@ -131,3 +147,23 @@ def test_an_address():
     tensor = torch.zeros(4)
     assert pointer(tensor[1:]) == tensor.data_ptr() + 4
     assert pointer(None) == 0
+
+
+def test_a_gpu_that_refuses_what_is_compiled_for_it(monkeypatch):
+    """As where NVRTC is newer than the driver: said once, before a model needs it."""
+
+    def load(*arguments):
+        raise CudaError("CUDA: CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
+
+    monkeypatch.setattr(compiler, "compiled", lambda code, constants, arch: arch.encode())
+    monkeypatch.setattr(compiler, "_checked", lambda result: (13, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    loaded = []
+    monkeypatch.setattr(compiler, "load", lambda *arguments: loaded.append(arguments))
+    compiler.refusal.cache_clear()
+    assert compiler.refusal(torch.device("cuda:1")) is None
+    assert loaded == [(b"sm_90", "nothing", 32, 0, torch.device("cuda:1"))]
+    monkeypatch.setattr(compiler, "load", load)
+    compiler.refusal.cache_clear()
+    assert compiler.refusal(torch.device("cuda:1")) == "CUDA: CUDA_ERROR_UNSUPPORTED_PTX_VERSION"
+    compiler.refusal.cache_clear()

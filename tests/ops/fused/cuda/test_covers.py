@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from rsparse.ops.fused import Section
+from rsparse.ops.fused.cuda import stream
 from rsparse.ops.fused.cuda.stream import covers
 from rsparse.ops.fused.settings import stream_form
 from tests.ops.fused import problems
@@ -52,9 +54,11 @@ REFUSED = {
     "a tile in two sections": group(outs=(24, 24)),
     "a tile beyond the end": replace(group(outs=(32, 24)), sections=(Section(0, 32, 0), Section(32, 56, 1))),
     "unaligned": with_("weight", lambda weight: within(weight, 64, 4)),
+    "every other column": with_("weight", lambda weight: within(weight.repeat(1, 2), 96)[:, ::2]),
     "U unaligned": with_("U", lambda U: within(U, 64, 4)),
     "U's rows no vectors": with_("U", lambda U: within(U, 52)),
     "U stored by output": with_("U", lambda U: U.T.contiguous().T),
+    "every other column of U": with_("U", lambda U: within(U.repeat(1, 2), 96)[:, ::2]),
     "V unaligned": with_("V", lambda V: torch.zeros(V.numel() + 1, dtype=V.dtype)[1:].view_as(V)),
     "V beside others": with_("V", lambda V: within(V, 24)),
     "V stored by rank": with_("V", lambda V: V.T.contiguous().T),
@@ -69,3 +73,11 @@ def test_it_covers(name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_refuses(name):
     assert not covers(REFUSED[name], TILES)
+
+
+def test_the_list_has_room_in_shared_memory(monkeypatch):
+    """An RTX 3090's 99 KB hold 22,272 entries of 4 bytes beside 12 KB of the kernel's own; an H100's 227 KB 55,040."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(shared_memory_per_block_optin=room))
+    for index, (size, most) in enumerate([(99 << 10, 22_272), (227 << 10, 55_040), (400 << 10, 65_535)]):
+        room = size
+        assert stream._most_channels(torch.device("cuda", index)) == most

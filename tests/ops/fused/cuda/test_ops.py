@@ -91,7 +91,7 @@ def test_tiles_end_where_sections_do(monkeypatch, outs, columns):
 def test_a_gpu_must_be_an_ampere_and_the_compiler_there(monkeypatch):
     capability, missing = (8, 0), None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(compiler, "refusal", lambda: missing)
+    monkeypatch.setattr(compiler, "refusal", lambda device: missing)
     assert available(CUDA)
     assert not available(CPU)
     capability = (7, 5)

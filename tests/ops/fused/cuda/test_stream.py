@@ -57,7 +57,8 @@ class Problem:
 
     def norm(self):
         normed = self.kind in ("norm", "plus_one")
-        return problems.norm(self.columns, self.dtype, plus_one=self.kind == "plus_one") if normed else None
+        made = problems.norm(self.columns, self.dtype, plus_one=self.kind == "plus_one")
+        return replace(made, eps=0.1) if normed else None
 
     def add(self):
         return problems.random(5)(1, sum(self.outs)).to(self.dtype) if self.extras else None
@@ -93,8 +94,8 @@ class Problem:
         return y
 
 
-def one_hot(kind, dtype, scaled, columns=576, masks=(0, 1, 2), tiles=(64, 2, 3)):
-    return Problem(kind, dtype, columns, (columns,) * len(masks), masks, columns, tiles, scaled, extras=False)
+def one_hot(kind, dtype, scaled):
+    return Problem(kind, dtype, 576, (576, 576), (0, 1), 576, (64, 2, 3), scaled, extras=False)
 
 
 NUMERIC = [
@@ -105,7 +106,7 @@ NUMERIC = [
     Problem("plus_one", BF16, 136, (16, 32, 16), (0, 0, 1), 20),
     Problem("plus_one", FP16, 136, (16, 32, 16), (0, 0, 1)),
     Problem("silu", FP16, 520, (128,), (0,), 136, (128, 4, 1)),
-    Problem("gelu_tanh", BF16, 300 - 4, (32, 64, 32), (1, 1, 1), 0, (32, 1, 1), scaled=False),
+    Problem("gelu_tanh", BF16, 296, (32, 64, 32), (1, 1, 1), 0, (32, 1, 1), scaled=False),
     Problem("plain", BF16, 40, (256,), (0,), 8, (256, 8, 2)),
 ]
 MASKS = [one_hot(kind, dtype, scaled) for kind in KINDS for dtype, scaled in ((BF16, True), (FP16, False))]
@@ -168,14 +169,14 @@ def test_it_computes_what_the_reference_does(problem):
 @pytest.mark.parametrize("problem", MASKS, ids=lambda problem: f"{problem.kind}-{problem.dtype}")
 def test_masks_bit_for_bit(problem):
     """By one-hot W, U and V, y is what a mask keeps, and half of what it drops. At the threshold is not above it."""
-    columns, eye = problem.columns, torch.eye(problem.columns, dtype=problem.dtype).repeat(1, len(problem.masks))
+    columns, eye = problem.columns, torch.eye(problem.columns, dtype=problem.dtype).repeat(1, 2)
     group = replace(problem.group(), weight=eye, U=eye / 2, V=eye)
     every = problem.run(replace(group, threshold=torch.full_like(group.threshold, -INFINITY)))
     read = every[:, :columns]
     assert_close_rms(read, problem.read(), problem.dtype)
     assert (read != problem.read()).float().mean() < 0.01, "roundings, but for a last bit of a sum"
     scores = read.abs().float() * (1 if group.channel_scale is None else group.channel_scale)
-    group = replace(group, threshold=scores.expand(3, -1).sort(-1).values[range(3), [200, 300, 400]])
+    group = replace(group, threshold=scores.expand(2, -1).sort(-1).values[range(2), [200, 350]])
     kept = torch.cat([keep(read, group, mask) for mask in problem.masks], 1)
     assert 0 < kept.sum() < kept.numel()
     assert torch.equal(problem.run(group), torch.where(kept, every, every / 2))
@@ -192,9 +193,9 @@ def test_the_same_bits_in_any_order_of_threads(problem, monkeypatch):
 @pytest.mark.parametrize("problem", MASKS[-4::2], ids=lambda problem: problem.kind)
 def test_activations_do_not_overflow(problem):
     """Where exp of a gate is infinite."""
-    x, eye = problem.x(), torch.eye(problem.columns, dtype=problem.dtype).repeat(1, 3)
+    x, eye = problem.x(), torch.eye(problem.columns, dtype=problem.dtype).repeat(1, 2)
     x[0, :6] = torch.tensor([-300.0, -90.0, -20.0, 20.0, 90.0, 300.0])
-    group = replace(problem.group(), weight=eye, threshold=torch.full((3,), -INFINITY))
+    group = replace(problem.group(), weight=eye, threshold=torch.full((2,), -INFINITY))
     y = problem.run(group, x)[:, : problem.columns]
     assert_close_rms(y, act_mul(x, problem.kind), problem.dtype)
 

@@ -25,15 +25,25 @@ class CudaError(RuntimeError):
 
 
 @functools.cache
-def refusal() -> str | None:
-    """Why nothing can be compiled here, or None."""
+def refusal(device: torch.device | None = None) -> str | None:
+    """Why nothing can be compiled here, or run on `device` where one is given, or None."""
     try:
         from cuda.bindings import nvrtc
 
         _checked(nvrtc.nvrtcVersion())
     except (ImportError, RuntimeError) as error:  # a missing libnvrtc is a RuntimeError
         return f"cuda-bindings and NVRTC are missing ({str(error).splitlines()[0][:100]})"
+    if device is not None:
+        try:  # NVRTC may be newer than the driver, or older than the GPU
+            load(compiled('extern "C" __global__ void nothing() {}', {}, arch_of(device)), "nothing", 32, 0, device)
+        except CudaError as error:
+            return str(error).splitlines()[0][:200]
     return None
+
+
+def arch_of(device: torch.device) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
 
 
 @functools.cache
@@ -91,7 +101,8 @@ class Kernel:
             attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             attribute.value.programmaticStreamSerializationAllowed = 1
             config.attrs, config.numAttrs = [attribute], 1
-        _checked(driver.cuLaunchKernelEx(config, self.function, (tuple(values), tuple(types)), 0))
+        with torch.cuda.device(device):  # a thread's first CUDA call may be this one
+            _checked(driver.cuLaunchKernelEx(config, self.function, (tuple(values), tuple(types)), 0))
 
 
 def load(cubin: bytes, name: str, threads: int, shared: int, device: torch.device) -> Kernel:

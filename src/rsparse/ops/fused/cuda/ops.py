@@ -42,5 +42,5 @@ class CudaOps(TritonOps):
 
 
 def available(device: torch.device) -> bool:
-    """Whether stream.cu can be compiled for `device`. A row's entries in shared memory need an Ampere or later."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and compiler.refusal() is None
+    """Whether stream.cu can be compiled for `device`, an Ampere or later, and loaded there."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and compiler.refusal(device) is None

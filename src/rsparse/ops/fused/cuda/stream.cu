@@ -3,11 +3,10 @@
 // A block owns TILE columns over all channels: it makes the list of kept channels itself, in shared memory, and its warps read
 // their pieces of W's rows, LOADS of 16 bytes of each thread in flight. So there is no launch before it that selects, and no
 // parts of other blocks to wait for and add up. The list costs each block a read of x, which lies in L2.
-// The first blocks do the same with V and the dropped channels; those of W wait for them last of all.
+// The first blocks do the same with V and the dropped channels, Z_PARTS of them a tile of V; those of W wait for them last of all.
 //
-// Z_PARTS blocks share a tile of V, so that z is there before W's blocks ask for it.
-//
-// Constants: COLUMNS (channels of x), TILE, WARPS, LOADS, KIND, SECTIONS, SCALED, LOW_RANK, Z_PARTS; FLOAT16 and OVERLAP (primitives.cuh).
+// Constants: COLUMNS (channels of x), TILE, WARPS, LOADS, KIND, SECTIONS, SCALED, LOW_RANK, Z_PARTS; FLOAT16 and OVERLAP for
+// primitives.cuh.
 
 #define PLAIN 0
 #define NORM 1           // Llama's RMSNorm before the linear
@@ -20,6 +19,7 @@ constexpr int VECTORS = (COLUMNS + 8 * THREADS - 1) / (8 * THREADS);  // of 8 ch
 constexpr int LANES = TILE / 8;   // of a warp that read one row's piece
 constexpr int ROWS = 32 / LANES;  // whose pieces a warp reads at once
 constexpr int STEP = ROWS * WARPS;
+static_assert(32 % LANES == 0 && TILE <= THREADS, "a warp reads whole pieces, and a thread writes a column");
 constexpr bool NORMED = KIND == NORM || KIND == NORM_PLUS_ONE;
 constexpr bool GATED = KIND == SILU || KIND == GELU_TANH;
 
@@ -43,7 +43,7 @@ __device__ __forceinline__ float normalised(float x, float inverse, float weight
 
 __device__ __forceinline__ int channel_of(int vector) { return 8 * (vector * THREADS + (int)threadIdx.x); }
 
-// rsqrt(mean x² + eps) of all blocks' x, each block for itself.
+// rsqrt(mean x² + eps) of all of x; every block makes it for itself.
 __device__ __forceinline__ float inverse_rms(uint4 (&x)[VECTORS], float eps) {
   __shared__ float sums[WARPS];
   float sum = 0;
@@ -170,7 +170,7 @@ __device__ __forceinline__ void stream_rows(
     }
 }
 
-// [COLUMNS of the tile] sums of all threads, in `whole`; thread c of the first TILE reads column c after it.
+// The tile's sums over all threads; thread c of the first TILE returns column c's.
 __device__ __forceinline__ float reduced(float (&sums)[8]) {
   __shared__ float whole[WARPS][TILE];
   const int lane = threadIdx.x % 32;

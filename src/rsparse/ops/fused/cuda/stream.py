@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from rsparse.ops.fused.cuda.compiler import FLOAT, INT, LONG, POINTER, Kernel, compiled, load, pointer, source
+from rsparse.ops.fused.cuda.compiler import FLOAT, INT, LONG, POINTER, Kernel, arch_of, compiled, load, pointer, source
 from rsparse.ops.fused.settings import Tiles
 from rsparse.ops.fused.types import Group, Norm, Section
 from rsparse.ops.fused.workspace import Workspace
@@ -18,6 +18,7 @@ NORM_PLUS_ONE = 2
 Z_PARTS = 4
 VECTOR = 8  # numbers of 16 bits that a thread reads at once
 ENTRY = 4  # bytes of a kept channel in the list
+STATIC = 12 << 10  # bytes of shared memory, at most, besides the list
 MOST_CHANNELS = 1 << 16  # a channel has 16 bits of its entry
 TYPES = (*(POINTER,) * 12, LONG, LONG, *(INT,) * 7, FLOAT)
 
@@ -25,9 +26,9 @@ TYPES = (*(POINTER,) * 12, LONG, LONG, *(INT,) * 7, FLOAT)
 def covers(group: Group, tiles: Tiles) -> bool:
     """Whether the kernel can run the group with these settings: its tiles end where sections do, and loads are aligned."""
     weight = group.weight
-    if group.dense or weight.dtype not in (torch.bfloat16, torch.float16) or weight.stride(1) != 1 or len(group.sections) > 3:
+    if group.dense or weight.dtype not in (torch.bfloat16, torch.float16) or len(group.sections) > 3:
         return False
-    if group.in_features % VECTOR or group.in_features >= MOST_CHANNELS or weight.stride(0) % VECTOR:
+    if group.in_features % VECTOR or group.in_features > _most_channels(weight.device):
         return False
     if any(section.stop % tiles.block_n for section in group.sections):
         return False
@@ -60,16 +61,16 @@ def stream(
         NORM_PLUS_ONE if norm is not None and norm.plus_one else KINDS[kind],
         len(sections), group.channel_scale is not None, rank > 0, x.dtype == torch.float16, overlap,
     )  # fmt: skip
-    x = x.contiguous()
+    x, normed = aligned(x), None if norm is None else aligned(norm.weight)
     y = x.new_empty(1, out)
     add = None if add is None else add.contiguous()
     starts = [section.start for section in sections[1:]] + [0, 0]
     masks = [section.mask for section in sections] + [0, 0]
-    z_tiles = triton.cdiv(rank, tiles.block_n)
+    z_tiles = -(-rank // tiles.block_n)
     z = workspace.floats("z", Z_PARTS * len(sections) * rank) if rank else None
     values = (
-        *map(pointer, (x, None if norm is None else norm.weight, group.channel_scale, group.threshold, group.weight, group.V,
-                       group.U, group.bias, add, y, z, workspace.counters(2) if rank else None)),
+        *map(pointer, (x, normed, group.channel_scale, group.threshold, group.weight, group.V, group.U, group.bias, add, y, z,
+                       workspace.counters(2) if rank else None)),
         group.weight.stride(0), 0 if group.U is None else group.U.stride(0), rank, z_tiles, *starts[:2], *masks[:3],
         0.0 if norm is None else norm.eps,
     )  # fmt: skip
@@ -88,8 +89,24 @@ def constants(
     }  # fmt: skip
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy where loads of 16 bytes would miss."""
+    fits = tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
+    return tensor if fits else tensor.clone(memory_format=torch.contiguous_format)
+
+
+@functools.cache
+def _most_channels(device: torch.device) -> int:
+    """Whose entries have room in a block's shared memory, and in 16 bits."""
+    if device.type != "cuda":
+        return MOST_CHANNELS - 1
+    properties: Any = torch.cuda.get_device_properties(device)
+    room: int = properties.shared_memory_per_block_optin
+    return min(MOST_CHANNELS - 1, (room - STATIC) // ENTRY)
+
+
 @functools.cache
 def _kernel(device: torch.device, columns: int, tile: int, warps: int, *rest: int | bool) -> Kernel:
-    major, minor = torch.cuda.get_device_capability(device)
-    cubin = compiled(source("primitives.cuh", "stream.cu"), constants(columns, tile, warps, *rest), f"sm_{major}{minor}")  # type: ignore[arg-type]
+    code, macros = source("primitives.cuh", "stream.cu"), constants(columns, tile, warps, *rest)  # type: ignore[arg-type]
+    cubin = compiled(code, macros, arch_of(device))
     return load(cubin, "stream", 32 * warps, ENTRY * columns, device)

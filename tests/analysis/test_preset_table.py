@@ -1,0 +1,63 @@
+"""Presets beside each other, by hand."""
+
+from __future__ import annotations
+
+from rsparse.analysis.preset_table import preset_table
+
+TEXTS = ["a.txt", "b.txt"]
+
+
+def record(preset, level, data, policy="all", *, gpu="H100", recipe=None, fit=None, **metrics):
+    config = {"model": "tiny.gguf", "preset": preset, "sparsity": level, "token_policy": policy, "data": data}
+    config |= {"recipe_seconds": recipe, "fit_seconds": fit}
+    return {"config": config, "metrics": metrics, "env": {"gpu": gpu, "cpu": "a CPU"}}
+
+
+def texts(preset, level, a, b, **options):
+    return [record(preset, level, text, perplexity=p, **options) for text, p in (("a.txt", a), ("b.txt", b))]
+
+
+def tasks(preset, level, right, policy):
+    """10 rows of two choices each: chance is 5 right."""
+    marks = "1" * right + "0" * (10 - right)
+    row = {"n": 10, "acc": right / 10, "chance": 0.5, "rows": {"acc": marks}}
+    return record(preset, level, None, policy, tasks={"piqa": row})
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+BASE = [*texts("dense", 0.0, 10.0, 20.0), *texts("sparse_only", 0.5, 14.0, 30.0)]
+
+
+def rows(records):
+    return [cells(line) for line in preset_table(records, TEXTS)[2:]]
+
+
+def test_gain_and_cost():
+    best = texts("best", 0.5, 11.0, 22.0, recipe=66.5, fit=126.73)
+    fast = texts("teal", 0.5, 13.0, 25.0, recipe=20.4, gpu=None)
+    assert rows([*BASE, *best, *fast]) == [
+        ["tiny", "50%", "`fast`", "38%", "", "", "20", "", "a CPU"],
+        ["tiny", "50%", "`best`", "78%", "", "", "66", "127", "H100"],
+    ]
+
+
+def test_accuracy_above_chance_is_of_its_own_policy():
+    """Dense has 10 of 10, so 9 right keep (0.9 − 0.5) / (1 − 0.5), and 7 right 40 %."""
+    measured = [tasks("dense", 0.0, 10, "all"), tasks("best", 0.5, 9, "all"), tasks("best", 0.5, 7, "decode")]
+    ((*_, every, decoded, _, _, _),) = rows([*BASE, *texts("best", 0.5, 11.0, 22.0), *measured])
+    assert every.startswith("80% (")
+    assert decoded.startswith("40% (")
+
+
+def test_other_methods_and_policies_are_no_presets():
+    wina = texts("wina", 0.5, 11.0, 22.0)
+    decoded = [record("best", 0.5, text, "decode", perplexity=10.0) for text in TEXTS]
+    assert rows([*BASE, *wina, *decoded]) == []
+
+
+def test_a_row_needs_every_text():
+    assert rows([*BASE, *texts("best", 0.5, 11.0, 22.0)[:1]]) == []
+    assert rows([*BASE[:3], *texts("best", 0.5, 11.0, 22.0)]) == []
