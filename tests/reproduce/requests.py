@@ -23,19 +23,19 @@ def table(*rows: Row, **changes) -> Table:
     return Table("Mine: a table", lambda choice: list(rows), **changes)
 
 
-def write_tasks(folder, asked, line, policy, achieved=None, **rows):
-    """The record of a line's tasks: each a string of 0 and 1."""
+def write_tasks(folder, asked, line, policy, achieved=None, config=None, **rows):
+    """The record of a line's tasks: each a string of 0 and 1. `config`: what it has beside a record's usual."""
     metrics = {"tasks": {name: {"chance": 0.5, "rows": {"acc": scores}} for name, scores in rows.items()}}
-    _write(folder, asked, line, policy, None, metrics, achieved)
+    _write(folder, asked, line, policy, None, metrics, achieved, config)
 
 
 def write_text(folder, asked, line, policy, text, window_nll, achieved=None, **more):
     _write(folder, asked, line, policy, text, {"perplexity": 9.0, "window_nll": window_nll, **more}, achieved)
 
 
-def _write(folder, asked, line, policy, text, metrics, achieved):
+def _write(folder, asked, line, policy, text, metrics, achieved, more=None):
     path = asked.cell(line, policy, text).path(folder_of(folder, line.variant))
     path.parent.mkdir(parents=True, exist_ok=True)
     metrics |= {} if achieved is None else {"achieved_sparsity": achieved}
-    config = {"suite": "quality", "model": "tiny", "weights_sha": "abc", "dtype": "float32"}
+    config = {"suite": "quality", "model": "tiny", "weights_sha": "abc", "dtype": "float32", **(more or {})}
     path.write_text(json.dumps({"schema": 1, "env": {"gpu": None, "cpu": "a CPU"}, "config": config, "metrics": metrics}))

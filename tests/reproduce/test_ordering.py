@@ -6,6 +6,7 @@ import pytest
 
 from rsparse.reproduce.ordering import outcomes, pairs, verdict_line
 from rsparse.reproduce.results import Results
+from rsparse.reproduce.run import refuse
 from rsparse.reproduce.table import Order, Row
 from tests.reproduce.requests import ALL, LAST, request, table, write_tasks, write_text
 
@@ -72,7 +73,43 @@ def test_unequal_bytes_are_said_and_what_is_missing_too(tmp_path):
         write_tasks(tmp_path, results.request, line(results, name, 0.4), ALL, achieved, piqa=scores)
     found = verdict_line(outcomes(results))
     assert ", at 40.0% and 43.0% achieved)" in found
-    assert "there is nothing to compare for R-Sparse (searched) over cats at 40% (not run)" in found
+    assert "not run for R-Sparse (searched) over griffin at 50%" in found.partition("; under all ")[2]
+
+
+def test_what_was_not_run_is_said_once_where_nothing_was(tmp_path):
+    assert verdict_line(outcomes(results_of(MAIN, tmp_path))) == "Paper's ordering: not run."
+
+
+def test_what_a_method_refuses_is_not_told_at_length(tmp_path):
+    results = results_of(MAIN, tmp_path, policies=(ALL,))
+    reason = "griffin chooses its neurons from a dense prompt, and token policy all has none"
+    refuse(results.request.cell(line(results, "griffin", 0.5), ALL, None), ValueError(reason), tmp_path, {})
+    found = outcomes(results)
+    assert verdict_line(found).endswith("not run for R-Sparse (searched) over cats at 40%, not possible for "
+                                        "R-Sparse (searched) over griffin at 50%.")  # fmt: skip
+    assert [each.detail for each in found["all"]] == ["not run", reason]
+
+
+@pytest.mark.parametrize(("rho", "why"), [([1.0], "the search chose rho 1 for every linear"), ([0.9, 1.0], "in any row")])
+def test_lines_without_any_difference(tmp_path, rho, why):
+    mine = table(Row("searched", (0.5,)), Row("sparse_only", (0.5,)), tasks=True, orders=(Order("searched", "sparse_only"),))
+    results = results_of(mine, tmp_path, policies=(ALL,))
+    for name, config in (("searched", {"rho": rho}), ("sparse_only", {"rho": [1.0]})):
+        write_tasks(tmp_path, results.request, line(results, name, 0.5), ALL, 0.5, config, piqa="1100")
+    assert verdict_line(outcomes(results)) == (
+        f"Paper's ordering: under all it makes no difference for R-Sparse (searched) over sparse_only at 50% ({why})."
+    )
+
+
+def test_windows_without_any_difference_and_a_bound_next_to_1(tmp_path):
+    mine = table(Row("searched", (0.5,)), Row("teal", (0.5,)), texts=True, orders=(Order("searched", "teal"),))
+    results = results_of(mine, tmp_path)
+    for policy, shifts in ((ALL, (0.0, 0.0)), (LAST, (2e-5, 2.2e-5))):
+        write_text(tmp_path, results.request, line(results, "searched", 0.5), policy, "one.txt", [3.0, 4.0])
+        write_text(tmp_path, results.request, line(results, "teal", 0.5), policy, "one.txt", [3 + shifts[0], 4 + shifts[1]])
+    found = verdict_line(outcomes(results))
+    assert "it makes no difference for R-Sparse (searched) over teal at 50% (in any window)" in found
+    assert "it holds for R-Sparse (searched) over teal at 50% (perplexity × 0.999979, " in found
 
 
 def test_claims_without_figures_are_told_by_perplexity(tmp_path):

@@ -64,7 +64,7 @@ def test_the_papers_search_takes_options_but_for_what_a_table_varies():
 def test_filters():
     mine = table(Row("teal", (0.4, 0.5)), Row("rsparse:rho=0.9", (0.5,)), Row("relufication:level=own", (0.0,)), tasks=True)
     only = request(methods=("rsparse", "relufication"), levels=(0.4,))
-    assert [line.label for line in only.lines(mine)] == ["dense", "relufication-level-own"]
+    assert [line.label for line in only.lines(mine)] == ["dense", "relufication (level own)"]
     check_filters(only, [mine])
     for changes, says in (
         ({"methods": ("wina",)}, "no table here has method 'wina'; they have relufication, rsparse, teal"),
@@ -80,4 +80,10 @@ def test_where_a_dense_models_figures_are():
     assert request().cell(dense, LAST, None) == request().cell(dense, ALL, None)
     assert request().cell(dense, LAST, "one.txt") != request().cell(dense, ALL, "one.txt")
     assert request().cell(sparse, LAST, None) != request().cell(sparse, ALL, None)
-    assert Line(BASE, MethodSpec.parse("searched"), 0.5).label == "R-Sparse (searched)"
+
+
+def test_labels_say_the_options():
+    specs = ("searched", "searched:population=8,generations=9", "rsparse:rho=0.9,fit=svd", "teal")
+    assert [Line(BASE, MethodSpec.parse(spec), 0.5).label for spec in specs] == [
+        "R-Sparse (searched)", "R-Sparse (searched, population 8, generations 9)", "rsparse (rho 0.9, fit svd)", "teal",
+    ]  # fmt: skip

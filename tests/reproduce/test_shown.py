@@ -7,9 +7,9 @@ import json
 import pytest
 
 from rsparse.errors import RSparseError
-from rsparse.reproduce.shown import check_holds, tasks_of, texts_of
+from rsparse.reproduce.shown import check_holds, request_of, tasks_of, texts_of
 from rsparse.reproduce.table import Row, Variant
-from tests.reproduce.requests import CHOICE, table
+from tests.reproduce.requests import ALL, CHOICE, table
 
 MADE = table(Row("sparse_only", (0.4,), (Variant("generation", generates=True),)))
 FEW = table(Row("sparse_only", (0.4,), (Variant("few", windows=3),)))
@@ -40,7 +40,28 @@ def test_texts_are_those_with_a_cell_of_the_model(tmp_path):
 
 
 def test_a_model_that_the_folder_does_not_have_is_told_from_those_that_it_has(tmp_path):
-    with pytest.raises(RSparseError, match="x holds nothing of other; it has tiny$"):
+    with pytest.raises(RSparseError, match=r"x holds nothing of other; it has tiny$"):
         check_holds(folder_with(tmp_path / "x"), "other")
     (tmp_path / "x" / "tiny").mkdir()
     check_holds(tmp_path / "x", "tiny.gguf")
+
+
+def test_a_request_of_several_folders_is_their_common_protocol(tmp_path):
+    a, b = (folder_with(tmp_path / name, tasks=["piqa"]) for name in "ab")
+    for folder, seed in ((a, 3), (b, 3)):
+        _settings(folder, seed)
+    folder_with(tmp_path / "b" / "generation", tasks=["summaries"])
+    _settings(b / "generation", 3)
+    asked = request_of((a, b), "tiny", (ALL,), ("one.txt",))
+    assert (asked.settings.seed, asked.settings.tasks, asked.generated) == (3, {"piqa": "x"}, {"summaries": "x"})
+    assert (asked.model, asked.policies, asked.texts, asked.choice.samples) == ("tiny", (ALL,), ("one.txt",), (1, 4, 16, 64))
+    _settings(b, 4)
+    with pytest.raises(RSparseError, match=r"b has another protocol than .*a: their settings.json differ"):
+        request_of((a, b), "tiny", (ALL,), ())
+    with pytest.raises(RSparseError, match=r"nothing has no settings.json"):
+        request_of((a, tmp_path / "nothing"), "tiny", (ALL,), ())
+
+
+def _settings(folder, seed):
+    path = folder / "settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"calibration_data": "c.txt", "seed": seed}}))

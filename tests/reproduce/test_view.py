@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rsparse.benchmark.failures import note
+from rsparse.reproduce.notes import notes
 from rsparse.reproduce.results import TASKS, Results
 from rsparse.reproduce.run import refuse
 from rsparse.reproduce.table import Row
@@ -72,7 +73,7 @@ def test_a_published_mean_beside_a_row_that_has_not_run_is_over_the_same_tasks(t
     found = rows(text, "Mean over the tasks, %")["R-Sparse (searched)"]
     assert (found[1], found[3:7]) == ("not run", [f"{(77.31 + 93.90) / 2:.2f}", f"{(78.35 + 87.6) / 2:.2f}", "", ""])
     by_task = rows(text, "By task, %, token policy last_fraction:0.1")
-    assert by_task["*published: rsparse, Llama-2-7B*"] == ["50%", "77.3", "93.9", f"{(77.31 + 93.90) / 2:.2f}", ""]
+    assert by_task["*published: R-Sparse, Llama-2-7B*"] == ["50%", "77.3", "93.9", f"{(77.31 + 93.90) / 2:.2f}", ""]
 
 
 def test_by_task(tmp_path):
@@ -80,7 +81,7 @@ def test_by_task(tmp_path):
     found = rows(text, "By task, %, token policy last_fraction:0.1")
     assert found["method"] == ["asked", *TASKS, "mean", "difference from dense, points (95 %)"]
     assert found["R-Sparse (searched)"] == ["50%", *["50.0"] * 8, "50.00", "+0.00 (+0.00 to +0.00)"]
-    assert found["*published: rsparse, Llama-2-7B*"][4:7] == ["31.4", "54.3", "72.8"]
+    assert found["*published: R-Sparse, Llama-2-7B*"][4:7] == ["31.4", "54.3", "72.8"]
     assert "published" not in "".join(rows(text, "By task, %, token policy all"))
 
 
@@ -107,16 +108,76 @@ def test_published_perplexities_stand_by_the_number_that_a_table_varies(tmp_path
 def test_the_verdict_comes_first_and_missed_levels_are_explained(tmp_path):
     text = markdown(filled(tmp_path))
     assert text.splitlines()[4].startswith("Paper's ordering: ")
-    missed = "53.0% under last_fraction:0.1 on the tasks and 53.0% under all on the tasks"
-    assert f"Not at equal bytes: relufication asked for 50% drops {missed}: what ReLU" in text
+    for policy in ("last_fraction:0.1", "all"):
+        missed = (
+            f"- Not at equal bytes under {policy} on the tasks: achieved is more than a point off in relufication 53.0% for 50%"
+        )
+        assert f"{missed} (what ReLU makes 0 is" in text
+    assert "on the texts: achieved" not in text
     assert "arXiv 2504.19449" in text
+
+
+def test_levels_missed_are_told_by_policy_and_a_methods_together(tmp_path):
+    mine = table(Row("teal", (0.4, 0.5, 0.6)), Row("wina", (0.4,)), tasks=True)
+    results = results_of(tmp_path, mine)
+    for line, achieved in zip(results.lines[1:], (0.38, 0.491, 0.63, 0.3), strict=True):
+        write_tasks(tmp_path, results.request, line, ALL, achieved, piqa="10")
+    missed = [line for line in notes(results) if "equal bytes" in line]
+    assert missed == [
+        "Not at equal bytes under all: achieved is more than a point off in teal 38.0% for 40%, 63.0% for 60%; "
+        "wina 30.0% for 40%."
+    ]
 
 
 def test_a_level_missed_on_texts_alone_is_named(tmp_path):
     results = filled(tmp_path)
     write_text(tmp_path, results.request, results.lines[1], ALL, "one.txt", [1.0, 2.0], 0.47)
     text = markdown(results_of(tmp_path))
-    assert "- Not at equal bytes here: R-Sparse (searched) asked for 50% drops 47.0% under all on the texts." in text
+    missed = (
+        "- Not at equal bytes under all on the texts: achieved is more than a point off in R-Sparse (searched) 47.0% for 50%."
+    )
+    assert missed in text.splitlines()
+
+
+def test_what_the_search_chose(tmp_path):
+    results = results_of(tmp_path, table(Row("searched", (0.4, 0.5, 0.6)), Row("rsparse", (0.5,)), tasks=True))
+    kinds = {"q_proj": {"ranked": 0.5}, "k_proj": {"ranked": 0.0}, "v_proj": {"ranked": 1.0}}
+    one, some = {"rho": [1.0]}, {"rho": [0.774, 0.9, 1.0], "rank_share": 0.0204, "kinds": kinds}
+    for line, config in zip(results.lines[1:], (one, some, one, some), strict=True):
+        write_tasks(tmp_path, results.request, line, ALL, 0.5, config, piqa="10")
+    assert notes(results)[0] == (
+        "What the search chose: R-Sparse (searched) at 40% and 60% rho 1 for every linear, which is sparse-only; at 50% "
+        "rho 0.77 to 1, factors 2.0% of what a sparse row reads (q_proj in 50%, v_proj in 100% of the blocks)."
+    )
+
+
+def test_levels_past_a_floor_are_one_line(tmp_path):
+    results = results_of(tmp_path, table(Row("cats", (0.5, 0.6)), tasks=True), policies=(ALL,))
+    for line in results.lines[1:]:
+        reason = f"sparsity {line.level:g} is past CATS's floor: it drops at most 0.475 on this model"
+        refuse(results.request.cell(line, ALL, None), ValueError(reason), tmp_path, {})
+    assert "No figure for cats at 50%, 60%: past CATS's floor: it drops at most 0.475 on this model." in notes(results)
+
+
+def test_all_devices_and_the_rows_of_a_task_are_named(tmp_path):
+    results = filled(tmp_path, piqa="1100", hellaswag_spread="110")
+    path = results.request.cell(results.lines[1], ALL, None).path(tmp_path)
+    path.write_text(path.read_text().replace("a CPU", "another"))
+    text = markdown(results_of(tmp_path))
+    assert "tiny, float32, on a CPU and another." in text
+    assert "Accuracies are over 3 to 4 rows of each task, all that its file has; HS is `hellaswag_spread`." in text
+
+
+def test_folders_of_one_protocol_are_read_as_one(tmp_path):
+    results = Results(MAIN, request(choice=CHOICE, policies=(ALL,)), tmp_path / "a", tmp_path / "b")
+    dense, searched, relu = results.lines
+    note(results.request.cell(searched, ALL, None).path(tmp_path / "a"), "a cell", "it failed here")
+    note(results.request.cell(relu, ALL, None).path(tmp_path / "b"), "a cell", "it failed there")
+    write_tasks(tmp_path / "a", results.request, dense, ALL, piqa="1111")
+    write_tasks(tmp_path / "b", results.request, dense, ALL, piqa="0000")
+    write_tasks(tmp_path / "b", results.request, searched, ALL, piqa="1110")
+    assert [results.scores(line, ALL)["PIQA"].mean("acc") for line in (dense, searched)] == [1.0, 0.75]
+    assert (results.failure(searched, ALL, None), results.failure(relu, ALL, None)) == (None, "it failed there")
 
 
 def test_refused_cells_say_so(tmp_path):

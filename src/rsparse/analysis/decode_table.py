@@ -33,7 +33,10 @@ def load_records(folder: Path) -> list[Record]:
 
 
 def markdown(records: Sequence[Record], *, level: int = 2) -> str:
-    """One section a model on one machine, its heading at `level`: a row a cell, then what dense paths gave, then time by kind of kernel."""
+    """One section a model on one machine, its heading at `level`.
+
+    A row a cell, then what dense paths gave, then time by kind of kernel.
+    """
     sections = []
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:

@@ -14,7 +14,6 @@ from rsparse.errors import RSparseError
 
 HELP = "the paper's tables on your model, beside the published figures; resumes"
 ALL = "all"
-POLICIES = "last_fraction:0.1,all"  # the paper's own, and every token
 TASKS = ("winogrande", "piqa", "sciq", "openbookqa", "hellaswag", "boolq", "arc_easy", "arc_challenge")
 SUMMARIES = ("cnn_dailymail_abisee",)
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1:test"
@@ -24,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     known = "; ".join(f"{name}: {reproduce.load(name).title.partition(': ')[2]}" for name in reproduce.names())
     parser.add_argument("tables", metavar="TABLE", help=f"one, several with commas, or all. {known}".replace("%", "%%"))
     options.add_model(parser)
-    parser.add_argument("--token-policy", default=POLICIES, help="policies, with commas (default %(default)s)")
+    parser.add_argument("--token-policy", default=reproduce.POLICIES, help="policies, with commas (default %(default)s)")
     options.add_tasks(parser)
     parser.add_argument(
         "--data", action="append", metavar="TEXT",
@@ -39,9 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--searched", metavar="OPTION=VALUE,...",
         help="options of the paper's search, as population=8,generations=3 for a quick look",
     )  # fmt: skip
-    parser.add_argument("--populations", default="8,16,32,128", help="of search-size, with commas (default %(default)s)")
+    populations, samples = (",".join(map(str, each)) for each in (reproduce.PAPER.populations, reproduce.PAPER.samples))
+    parser.add_argument("--populations", default=populations, help="of search-size, with commas (default %(default)s)")
     parser.add_argument(
-        "--samples", default="1,4,16,64", help="windows of calibration text in samples, with commas (default %(default)s)"
+        "--samples", default=samples, help="windows of calibration text in samples, with commas (default %(default)s)"
     )  # fmt: skip
     parser.add_argument(
         "--show", action="store_true",
@@ -117,7 +117,7 @@ def _names(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What the cells are on: `texts`; stamps by name of the tasks that score and of those that generate; the harness's `tasks`."""
+    """What the cells are on. `scored`, `generated`: stamps by name of tasks that score or generate; `tasks`: the harness's."""
 
     texts: list[str]
     scored: dict[str, str]
@@ -137,8 +137,9 @@ def _policies(args: argparse.Namespace) -> list[Any]:
 def _request(args: argparse.Namespace, policies: list[Any], choice: Any, measured: _Measured) -> Any:
     from rsparse.reproduce.request import Request
 
+    settings = protocol.settings(args, measured.scored)
     return Request(
-        args.model, tuple(policies), tuple(measured.texts), protocol.settings(args, measured.scored), measured.generated, choice,
+        args.model, tuple(policies), tuple(measured.texts), settings, measured.generated, choice,
         None if args.method is None else tuple(args.method),
         None if args.levels is None else tuple(protocol.numbers(args.levels, "--levels")),
     )  # fmt: skip
@@ -179,9 +180,10 @@ def _choice(args: argparse.Namespace) -> Any:
     pairs = [tuple(part.strip() for part in word.split("=", 1)) for word in (args.searched or "").split(",") if word.strip()]
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
         raise RSparseError(f"--searched {args.searched!r} must be OPTION=VALUE,OPTION=VALUE")
-    check(PAPER_METHOD, options=dict(pairs))
+    searched = tuple((name, value) for name, value in pairs)
+    check(PAPER_METHOD, options=dict(searched))
     return Choice(
         tuple(protocol.whole_numbers(args.populations, "--populations", 2)),
         tuple(protocol.whole_numbers(args.samples, "--samples", 1)),
-        tuple((name, value) for name, value in pairs),
+        searched,
     )

@@ -9,17 +9,19 @@ from typing import Any
 from rsparse import published
 from rsparse.published import Figure
 from rsparse.reproduce.request import Line
-from rsparse.reproduce.results import Results
+from rsparse.reproduce.results import Results, absent
 from rsparse.reproduce.table import PAPER_METHOD
 from rsparse.token_policy import TokenPolicy
 
 HOLDS, REVERSED, UNCLEAR, MISSING = "holds", "reversed", "cannot be told", "not comparable"
+EQUAL = "no difference"  # in any row or window
 VERBS = {
     REVERSED: "it is reversed for",
     HOLDS: "it holds for",
     UNCLEAR: "it cannot be told for",
-    MISSING: "there is nothing to compare for",
+    EQUAL: "it makes no difference for",
 }
+NOT_RUN, FAILED = "not run", "failed"
 UNEQUAL = 0.01  # of sparsity: beyond it two lines do not read the same
 
 
@@ -44,6 +46,11 @@ class Outcome:
     pair: Pair
     verdict: str
     detail: str
+
+    @property
+    def absent(self) -> str:
+        """In a word or two, why there is nothing to compare."""
+        return self.detail if self.detail in (NOT_RUN, FAILED) else absent(self.detail)
 
     def to_dict(self) -> dict[str, Any]:
         pair = self.pair
@@ -110,11 +117,16 @@ def _outcome(results: Results, pair: Pair, policy: TokenPolicy) -> Outcome:
         ratio = results.perplexity_ratio(pair.better, pair.worse, policy)
         if ratio is None:
             return Outcome(pair, MISSING, _why(results, pair, policy))
-        detail = f"perplexity × {ratio.value:.4f}, {ratio.low:.4f} to {ratio.high:.4f}"
+        if ratio.low == ratio.high == 1:
+            return Outcome(pair, EQUAL, _equal(results, pair))
+        value, low, high = (_factor(each) for each in (ratio.value, ratio.low, ratio.high))
+        detail = f"perplexity × {value}, {low} to {high}"
         return Outcome(pair, HOLDS if ratio.high < 1 else REVERSED if ratio.low > 1 else UNCLEAR, detail)
     difference = results.accuracy_difference(pair.better, pair.worse, policy)
     if difference is None:
         return Outcome(pair, MISSING, _why(results, pair, policy))
+    if difference.low == difference.high == 0:
+        return Outcome(pair, EQUAL, _equal(results, pair))
     detail = f"{difference.value:+.2f} points, {difference.low:+.2f} to {difference.high:+.2f}"
     return Outcome(pair, HOLDS if difference.low > 0 else REVERSED if difference.high < 0 else UNCLEAR, detail)
 
@@ -129,6 +141,9 @@ def verdict_line(found: dict[str, list[Outcome]]) -> str:
     """One plain line: whether the ordering holds here, and where it differs."""
     if not any(found.values()):
         return "Paper's ordering: none is published for these rows."
+    absences = {each.absent if each.verdict == MISSING else "" for mine in found.values() for each in mine}
+    if len(absences) == 1 and (only := absences.pop()):
+        return f"Paper's ordering: {only}."
     return "Paper's ordering: " + "; ".join(f"under {policy} {_told(each)}" for policy, each in found.items()) + "."
 
 
@@ -137,7 +152,17 @@ def _told(found: list[Outcome]) -> str:
     for verdict, verb in VERBS.items():
         if mine := [f"{each.pair.label} ({each.detail})" for each in found if each.verdict == verdict]:
             words.append(f"{verb} {', '.join(mine)}")
+    missing: dict[str, list[str]] = {}
+    for each in found:
+        if each.verdict == MISSING:
+            missing.setdefault(each.absent, []).append(each.pair.label)
+    words += [f"{why} for {', '.join(labels)}" for why, labels in missing.items()]
     return ("it does not hold: " if any(each.verdict == REVERSED for each in found) else "") + ", ".join(words)
+
+
+def _factor(value: float) -> str:
+    """With the digits that tell it from 1."""
+    return f"{value:.4f}" if value == 1 or abs(value - 1) >= 5e-5 else f"{value:.6f}"
 
 
 def _groups(rows: tuple[Figure, ...]) -> list[list[Figure]]:
@@ -159,5 +184,12 @@ def _why(results: Results, pair: Pair, policy: TokenPolicy) -> str:
             if reason := results.refusal(line, policy, text):
                 return reason
             if results.failure(line, policy, text):
-                return "failed"
-    return "not run"
+                return FAILED
+    return NOT_RUN
+
+
+def _equal(results: Results, pair: Pair) -> str:
+    searched = next((line for line in (pair.better, pair.worse) if line.method.name == PAPER_METHOD), None)
+    config = None if searched is None else results.config(searched)
+    one = config is not None and config.get("rho") == [1.0]
+    return "the search chose rho 1 for every linear" if one else f"in any {'window' if pair.texts else 'row'}"

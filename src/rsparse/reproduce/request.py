@@ -29,7 +29,11 @@ class Line:
 
     @property
     def label(self) -> str:
-        name = f"R-Sparse ({self.method.label})" if self.method.name == PAPER_METHOD else self.method.label
+        words = [f"{name} {value}" for name, value in self.method.options]
+        if self.method.name == PAPER_METHOD:
+            name = f"R-Sparse ({', '.join([PAPER_METHOD, *words])})"
+        else:
+            name = f"{self.method.name} ({', '.join(words)})" if words else self.method.label
         return f"{name}, {self.variant.title}" if self.variant.title else name
 
 

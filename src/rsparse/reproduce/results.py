@@ -32,12 +32,16 @@ TASKS = {
 
 
 class Results:
-    """One table's, of one model. A cell that has not run, or failed, has no record; one that its method refuses has a reason."""
+    """One table's, of one model. A cell that has not run or failed has no record; one that its method refuses has a reason.
 
-    def __init__(self, table: Table, request: Request, folder: Path) -> None:
-        self.table, self.request, self.folder = table, request, folder
+    Several folders of one protocol are read as one: a cell's record is the first that is there.
+    """
+
+    def __init__(self, table: Table, request: Request, *folders: Path) -> None:
+        self.table, self.request, self.folders = table, request, folders
         self.lines = request.lines(table)
         self._read: dict[Path, Record | None] = {}
+        self._scores: dict[Path, dict[str, TaskScore]] = {}
 
     def record(self, line: Line, policy: TokenPolicy, text: str | None) -> Record | None:
         """Raises RSparseError for a file that is no record."""
@@ -53,10 +57,25 @@ class Results:
 
     def failure(self, line: Line, policy: TokenPolicy, text: str | None) -> str | None:
         """Why the last try of a cell failed; None where it has a record, or was not tried."""
-        return failure(self._path(line, policy, text))
+        paths = self._paths(line, policy, text)
+        if any(path.exists() for path in paths):
+            return None
+        return next((reason for path in paths if (reason := failure(path))), None)
+
+    def config(self, line: Line) -> dict[str, Any] | None:
+        """Of one of a line's records with figures; all have the same recipe."""
+        wanted = [*([None] if self.has_tasks(line) else []), *self.texts(line)]
+        cells = ((policy, text) for policy in self.request.policies for text in wanted)
+        found = (record for cell in cells if (record := self.record(line, *cell)) and "refused" not in record["metrics"])
+        return next((record["config"] for record in found), None)
 
     def _path(self, line: Line, policy: TokenPolicy, text: str | None) -> Path:
-        return self.request.cell(line, policy, text).path(folder_of(self.folder, line.variant))
+        paths = self._paths(line, policy, text)
+        return next((path for path in paths if path.exists()), paths[0])
+
+    def _paths(self, line: Line, policy: TokenPolicy, text: str | None) -> list[Path]:
+        cell = self.request.cell(line, policy, text)
+        return [cell.path(folder_of(folder, line.variant)) for folder in self.folders]
 
     def texts(self, line: Line) -> tuple[str, ...]:
         return self.request.texts if self.request.measures(self.table, line.variant)[1] else ()
@@ -69,8 +88,11 @@ class Results:
         record = self.record(line, policy, None) if self.has_tasks(line) else None
         if record is None or "tasks" not in record["metrics"]:
             return None
-        found = {name: TaskScore.from_dict(name, entry) for name, entry in record["metrics"]["tasks"].items()}
-        return picked(found)
+        path = self._path(line, policy, None)
+        if path not in self._scores:
+            entries = record["metrics"]["tasks"].items()
+            self._scores[path] = picked({name: TaskScore.from_dict(name, entry) for name, entry in entries})
+        return self._scores[path]
 
     def metrics(self, line: Line, policy: TokenPolicy, text: str | None) -> dict[str, Any] | None:
         """Of a cell with figures."""
@@ -105,6 +127,11 @@ class Results:
             mine += pair[0]["window_nll"]
             theirs += pair[1]["window_nll"]
         return perplexity_ratio(mine, theirs) if len(mine) > 1 else None
+
+
+def absent(reason: str) -> str:
+    """In a word or two, why there is no figure where a method refuses it."""
+    return "below its floor" if "floor" in reason else "not possible"
 
 
 def picked(scores: Mapping[str, TaskScore]) -> dict[str, TaskScore]:

@@ -1,16 +1,17 @@
-"""What a folder of records was measured on: a table that is shown runs nothing, and needs neither tasks nor texts themselves."""
+"""What a folder of records was measured on: a table that is shown needs the names of tasks and texts alone."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rsparse.benchmark.grid import model_label
-from rsparse.benchmark.settings import kept_parts
+from rsparse.benchmark.settings import Settings, kept_parts
 from rsparse.errors import RSparseError
-from rsparse.reproduce.request import folder_of
-from rsparse.reproduce.table import BASE, Choice, Table
+from rsparse.reproduce.request import Request, folder_of
+from rsparse.reproduce.table import BASE, PAPER, Choice, Table, load, names
+from rsparse.token_policy import TokenPolicy
 
 
 def check_holds(folder: Path, model: str) -> None:
@@ -31,6 +32,23 @@ def tasks_of(folder: Path, tables: Iterable[Table], choice: Choice) -> tuple[dic
     for variant in variants:
         generated |= kept_parts(folder_of(folder, variant), ["tasks"]).get("tasks", {})
     return kept_parts(folder_of(folder, BASE), ["tasks"]).get("tasks", {}), generated
+
+
+def request_of(folders: Sequence[Path], model: str, policies: Iterable[TokenPolicy], texts: Iterable[str]) -> Request:
+    """All of the paper's tables of `model` on `texts`, under the protocol that `folders` share. Raises RSparseError where they
+    do not, or one is no folder of records."""
+    kept = [kept_parts(folder, ["settings", "tasks"]) for folder in folders]
+    for folder, parts in zip(folders, kept, strict=True):
+        if not parts:
+            raise RSparseError(f"{folder} has no settings.json; tables need a folder of records")
+        if parts != kept[0]:
+            raise RSparseError(f"{folder} has another protocol than {folders[0]}: their settings.json differ")
+    settings = Settings(**kept[0]["settings"], tasks=kept[0]["tasks"])
+    tables = [load(name) for name in names()]
+    generated: dict[str, str] = {}
+    for folder in folders:
+        generated |= tasks_of(folder, tables, PAPER)[1]
+    return Request(model, tuple(policies), tuple(texts), settings, generated, PAPER)
 
 
 def texts_of(folder: Path, model: str) -> list[str]:

@@ -12,6 +12,7 @@ from rsparse.errors import RSparseError
 LEVELS = (0.4, 0.5, 0.6, 0.7)
 # The paper's own method is a recipe that its search has found; the released code's criterion and plain SVD are its defaults.
 PAPER_METHOD = "searched"
+POLICIES = "last_fraction:0.1,all"  # the paper's own, and every token
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Choice:
     populations: tuple[int, ...]
     samples: tuple[int, ...]
     searched: tuple[tuple[str, str], ...] = ()
+
+
+PAPER = Choice((8, 16, 32, 128), (1, 4, 16, 64))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from rsparse import published
@@ -16,7 +16,7 @@ from rsparse.published import Figure, Figures
 from rsparse.reproduce.notes import notes
 from rsparse.reproduce.ordering import is_of, outcomes, verdict_line
 from rsparse.reproduce.request import Line, folder_of
-from rsparse.reproduce.results import TASKS, Results, mean_score
+from rsparse.reproduce.results import TASKS, Results, absent, mean_score
 from rsparse.reproduce.searches import searches_folder
 from rsparse.token_policy import TokenPolicy
 
@@ -28,10 +28,13 @@ def lines_of(results: Results) -> list[str]:
     return [verdict_line(outcomes(results)), *notes(results)]
 
 
-def markdown(results: Results) -> str:
-    """The verdict first, then the tables, then what must be known of them."""
+def markdown(results: Results, known: Collection[str] = ()) -> str:
+    """The verdict first, then the tables, then what must be known of them, but for what is `known` of all tables of a page."""
     first, *rest = lines_of(results)
-    parts = [f"## {results.table.title}", "", protocol(results), "", first, ""]
+    parts = [f"## {results.table.title}", ""]
+    if words := [word for word in protocol(results) if word not in known]:
+        parts += [" ".join(words), ""]
+    parts += [first, ""]
     if any(results.has_tasks(line) for line in results.lines):
         parts += ["### Mean over the tasks, %", "", *mean_table(results), ""]
         for policy in results.request.policies:
@@ -40,8 +43,8 @@ def markdown(results: Results) -> str:
         parts += ["### Perplexity", "", *text_table(results), ""]
     for records in searches(results):
         parts.append(search_ablation.markdown(records).replace("## ", "### ", 1))
-    parts += [f"- {line}" for line in rest]
-    return "\n".join(parts) + "\n"
+    parts += [f"- {line}" for line in rest if line not in known]
+    return "\n".join(parts).rstrip("\n") + "\n"
 
 
 def metrics(results: Results) -> dict[str, Any]:
@@ -67,28 +70,30 @@ def config_of(results: Results) -> dict[str, Any]:
 def searches(results: Results) -> list[list[dict[str, Any]]]:
     """Records of the searches that are behind the table's recipes, by model and variant."""
     variants = dict.fromkeys(line.variant for line in results.lines if line.variant.searches)
-    folders = [searches_folder(folder_of(results.folder, variant), results.request.model) for variant in variants]
+    folders = [
+        searches_folder(folder_of(folder, variant), results.request.model) for folder in results.folders for variant in variants
+    ]
     return [found for folder in folders if (found := search_ablation.load_records(folder))]
 
 
-def protocol(results: Results) -> str:
-    """One paragraph: what is measured, on what."""
+def protocol(results: Results) -> list[str]:
+    """Sentences: what is measured, on what."""
     configs = [(record["config"], record["env"]) for record in _records(results)]
     words = []
     if configs:
-        config, env = configs[0]
-        words.append(f"{config['model'].removesuffix('.gguf')}, {config['dtype']}, on {env['gpu'] or env['cpu']}.")
+        config = configs[0][0]
+        devices = sorted({env["gpu"] or env["cpu"] for _, env in configs})
+        words.append(f"{config['model'].removesuffix('.gguf')}, {config['dtype']}, on {' and '.join(devices)}.")
     if calibrations := dict.fromkeys(config["calibration"] for config, _ in configs if config.get("calibration")):
         words.append(
             f"Calibrated on {', or on '.join(calibrations)}; thresholds are solved on the same text, all tokens sparse."
         )
     words.append("`asked` and `achieved` are shares of the weights of all blocks' linears that a sparse row does not read.")
     if any(results.has_tasks(line) for line in results.lines):
-        limit = _limit(results)
-        words.append(f"Accuracies are over {f'the first {limit} rows' if limit else 'all rows'} of each task.")
+        words.append(_rows_said(results))
     if lengths := {config["seq_len"] for config, _ in configs if "seq_len" in config}:
         words.append(f"Perplexities are over windows of {lengths.pop()} tokens.")
-    return " ".join([*words, results.table.note]).strip()
+    return [word for word in [*words, results.table.note] if word]
 
 
 def mean_table(results: Results) -> list[str]:
@@ -133,7 +138,7 @@ def task_table(results: Results, policy: TokenPolicy) -> list[str]:
                 cells = [f"{by_head[head]:.1f}" if head in by_head else "" for head in heads]
                 level = f"{each.sparsity:.0%}" if each.sparsity else ""
                 mean = _published_mean([each], None, frozenset(heads) or None)
-                lines.append(row_line([f"*published: {each.method}, {each.model}*", level, *cells, mean, ""]))
+                lines.append(row_line([f"*published: {_method(each)}, {each.model}*", level, *cells, mean, ""]))
     return lines
 
 
@@ -189,7 +194,7 @@ def share(value: float | None) -> str:
 def missing(results: Results, line: Line, policy: TokenPolicy, text: str | None) -> str:
     """In the place of a figure."""
     if reason := results.refusal(line, policy, text):
-        return "below its floor" if "floor" in reason else "not possible"
+        return absent(reason)
     failed = results.failure(line, policy, text)
     if failed is None:
         return "not run"
@@ -197,9 +202,26 @@ def missing(results: Results, line: Line, policy: TokenPolicy, text: str | None)
     return "failed: " + short.replace("|", "\\|")
 
 
+def _rows_said(results: Results) -> str:
+    """How many rows accuracies are over; a task's file may be a part of the published set."""
+    scores = [each for line in results.lines for policy in results.request.policies if (each := results.scores(line, policy))]
+    if not scores:
+        return ""
+    counts = sorted({len(score.rows[score.primary]) for each in scores for score in each.values()})
+    rows = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    part = "the first of its file" if _limit(results) else "all that its file has"
+    spread = any("HS" in each and each["HS"].name == "hellaswag_spread" for each in scores)
+    return f"Accuracies are over {rows} rows of each task, {part}{'; HS is `hellaswag_spread`' if spread else ''}."
+
+
 def _limit(results: Results) -> int | None:
     """Rows of each task, None for all."""
     return next((record["config"]["limit"] for record in _records(results) if "limit" in record["config"]), None)
+
+
+def _method(figure: Figure) -> str:
+    """A row named `rsparse` is ours, of one rho for all; the paper's has a rho for each linear."""
+    return "R-Sparse" if figure.method == "rsparse" else figure.method
 
 
 def _whose(figures: Figures) -> str:

@@ -15,5 +15,5 @@ def rows(choice: Choice) -> list[Row]:
 TABLE = Table(
     "Searched against uniform: a rho for each linear, or one for all", rows, tasks=True, texts=True,
     orders=tuple(Order(PAPER_METHOD, method) for method in (*UNIFORM, "sparse_only")),
-    note="All with the paper's criterion and plain SVD; sparse_only is the uniform rho of 1.",
+    note="All with plain SVD and the paper's criterion, which at a rho of 1 is magnitude: sparse_only is that rho for all.",
 )  # fmt: skip

@@ -64,18 +64,13 @@ __device__ __forceinline__ float inverse_rms(uint4 (&x)[VECTORS], float eps) {
   return rsqrtf(sum / COLUMNS + eps);
 }
 
-// Writes (channel << 16 | value) of the kept channels, or of the dropped ones, in their own order; returns how many.
-__device__ __forceinline__ int select(
-    word* list, const number* x_ptr, const number* norm_ptr, const float* scale, float threshold, float eps, bool kept) {
-  __shared__ int counts[VECTORS][WARPS];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+// What the linear reads, this thread's vectors of it, rounded where transformers rounds.
+__device__ __forceinline__ void read(uint4 (&x)[VECTORS], const number* x_ptr, const number* norm_ptr, float eps) {
   const uint4 none = make_uint4(0, 0, 0, 0);
-  uint4 x[VECTORS], other[VECTORS];  // other: the norm's weight, or up
+  uint4 other[VECTORS];  // the norm's weight, or up
   #pragma unroll
-  for (int j = 0; j < VECTORS; j++) {
-    const bool inside = channel_of(j) < COLUMNS;
-    other[j] = NORMED && inside ? *(const uint4*)(norm_ptr + channel_of(j)) : none;
-  }
+  for (int j = 0; j < VECTORS; j++)
+    other[j] = NORMED && channel_of(j) < COLUMNS ? *(const uint4*)(norm_ptr + channel_of(j)) : none;
   begin();
   #pragma unroll
   for (int j = 0; j < VECTORS; j++) {
@@ -83,28 +78,46 @@ __device__ __forceinline__ int select(
     x[j] = inside ? load_fresh(x_ptr + channel_of(j)) : none;
     if (GATED) other[j] = inside ? load_fresh(x_ptr + COLUMNS + channel_of(j)) : none;
   }
+  if (!NORMED && !GATED) return;
   const float inverse = NORMED ? inverse_rms(x, eps) : 0;
-  word chosen[VECTORS];
-  int before[VECTORS];
   #pragma unroll
-  for (int j = 0; j < VECTORS; j++) {
-    chosen[j] = 0;
+  for (int j = 0; j < VECTORS; j++)
     #pragma unroll
     for (int i = 0; i < 4; i++) {
-      float pair[2] = {low(part(x[j], i)), high(part(x[j], i))};
-      const float factor[2] = {low(part(other[j], i)), high(part(other[j], i))};
-      #pragma unroll
-      for (int k = 0; k < 2; k++) {
-        const int channel = channel_of(j) + 2 * i + k;
-        if (NORMED) pair[k] = normalised(pair[k], inverse, factor[k]);
-        if (GATED) pair[k] = activated(pair[k], factor[k]);
-        float score = fabsf(pair[k]);
-        if (SCALED && channel < COLUMNS) score *= scale[channel];
-        const bool keeps = score > threshold;
-        if (channel < COLUMNS && (kept ? keeps : !keeps && pair[k] != 0)) chosen[j] |= 1u << (2 * i + k);
-      }
-      part(x[j], i) = narrow(pair[0]) | (word)narrow(pair[1]) << 16;
+      const word a = part(x[j], i), b = part(other[j], i);
+      const float first = NORMED ? normalised(low(a), inverse, low(b)) : activated(low(a), low(b));
+      const float second = NORMED ? normalised(high(a), inverse, high(b)) : activated(high(a), high(b));
+      part(x[j], i) = narrow(first) | (word)narrow(second) << 16;
     }
+}
+
+// Bit i: whether the vector's channel i is kept, or with `kept` false whether it is dropped and not 0.
+__device__ __forceinline__ word chosen_of(uint4& vector, int first_channel, const float* scale, float threshold, bool kept) {
+  word chosen = 0;
+  #pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const word both = part(vector, i / 2);
+    const float value = i & 1 ? high(both) : low(both);
+    const bool inside = first_channel + i < COLUMNS;
+    const float score = fabsf(value) * (SCALED && inside ? scale[first_channel + i] : 1.0f);
+    const bool keeps = score > threshold;
+    if (inside && (kept ? keeps : !keeps && value != 0)) chosen |= 1u << i;
+  }
+  return chosen;
+}
+
+// Writes (channel << 16 | value) of the kept channels, or of the dropped ones, in their own order; returns how many.
+__device__ __forceinline__ int select(
+    word* list, const number* x_ptr, const number* norm_ptr, const float* scale, float threshold, float eps, bool kept) {
+  __shared__ int counts[VECTORS][WARPS];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  uint4 x[VECTORS];
+  read(x, x_ptr, norm_ptr, eps);
+  word chosen[VECTORS];
+  int before[VECTORS];  // entries before the vector's own: of its warp at first, then of the block
+  #pragma unroll
+  for (int j = 0; j < VECTORS; j++) {
+    chosen[j] = chosen_of(x[j], channel_of(j), scale, threshold, kept);
     const int mine = __popc(chosen[j]);
     int sum = mine;
     #pragma unroll
