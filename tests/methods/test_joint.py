@@ -97,7 +97,22 @@ def test_options_reach_the_allocation(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             joint_of(0.5, **options)
     plain = {"grouping": "linear", "tokens": 4096, "rounds": 2, "polish": 0, "lowrank": True, "seed": 0}
-    assert seen == [each | {"criteria": ("column_norm",)} for each in (plain, given)]
+    assert seen == [each | {"criteria": ["column_norm"]} for each in (plain, given)]
+
+
+def test_one_score_for_all_from_the_greedy_on(monkeypatch):
+    """And no other is tried, so the recipe has it alone."""
+    greedy = []
+
+    def levels(model, *args, **more):
+        greedy.append(more["criterion"])
+        return dict.fromkeys(unit_shapes(model, more["grouping"]), 0.5)
+
+    monkeypatch.setattr(joint, "greedy_levels", levels)
+    recipe = joint_of(0.5, criterion="column_norm", **QUICK | {"rounds": 1})
+    assert {unit.criterion for unit in recipe.units.values()} == {"column_norm"}
+    assert {unit.criterion for unit in joint_of(0.5, criterion="magnitude", **QUICK).units.values()} == {"magnitude"}
+    assert greedy == ["column_norm", "magnitude"]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +164,7 @@ def test_the_model_is_left_as_it_was(monkeypatch):
         (0.5, {"seed": -1}, "seed must be 0 or more, got -1"),
         (0.5, {"lowrank": "perhaps"}, "lowrank must be true or false, got 'perhaps'"),
         (0.5, {"grouping": "heap"}, "grouping must be one of linear, group, got 'heap'"),
+        (0.5, {"criterion": "paper"}, "criterion must be one of magnitude, column_norm, got 'paper'"),
         (0.5, {"rho": 0.5}, "method joint takes no option 'rho'"),
     ],
 )

@@ -2,7 +2,7 @@
 
 The start is TEAL's greedy (see `_greedy`), which is blind to what a block's error does further on and holds all blocks
 at one level; `search.allocation` then moves bytes between kinds and blocks, and takes a column-norm score or a low-rank
-share for a kind of linear where that lowers the KL.
+share for a kind of linear where that lowers the KL. `criterion` gives all units one score instead, from the greedy on.
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+SCORES = ("magnitude", "column_norm")
+
+
 def check(options: Mapping[str, Any]) -> None:
     """Raises RSparseError for values that no model would take."""
+    if (criterion := options.get("criterion")) not in (None, *SCORES):
+        raise RSparseError(f"criterion must be one of {', '.join(SCORES)}, got {criterion!r}")
     for name, least in (("tokens", 1), ("rounds", 0), ("polish", 0), ("seed", 0)):
         if (value := options.get(name, least)) < least:
             raise RSparseError(f"{name} must be {least} or more, got {value}")
@@ -38,27 +43,30 @@ def prepare(
     rounds: int = 2,
     polish: int = 0,
     lowrank: bool = True,
+    criterion: str | None = None,
     grouping: str = "linear",
     seed: int = 0,
 ) -> Recipe:
     """A recipe whose KL on `tokens` of the calibration is as low as the moves get it: unless given, 4096, on a GPU 16384.
 
-    Raises RSparseError without a calibration.
+    `criterion` is the score of all units; without one each kind gets the better of SCORES. Raises RSparseError without a
+    calibration.
     """
     if tokens is None:  # on a GPU a pass of 4096 tokens through a small model waits for launches
         tokens = 4096 if next(model.parameters()).device.type == "cpu" else 16384
-    check({"tokens": tokens, "rounds": rounds, "polish": polish, "seed": seed})
+    check({"tokens": tokens, "rounds": rounds, "polish": polish, "criterion": criterion, "seed": seed})
     check_grouping(grouping)
     if calibration is None:
         raise RSparseError("method joint needs a calibration")
     if sparsity < LEAST:
         raise RSparseError(f"method joint starts at sparsity {LEAST}, got {sparsity}")
+    first, *others = SCORES if criterion is None else (criterion,)
     levels = greedy_levels(
-        model, calibration, sparsity, method="joint", criterion="magnitude", grouping=grouping, step=0.05, tokens=1024
+        model, calibration, sparsity, method="joint", criterion=first, grouping=grouping, step=0.05, tokens=1024
     )
     found = allocate(
-        model, calibration, {name: Choice(level) for name, level in levels.items()}, grouping=grouping, tokens=tokens,
-        rounds=rounds, polish=polish, criteria=("column_norm",), lowrank=lowrank, seed=seed,
+        model, calibration, {name: Choice(level, criterion=first) for name, level in levels.items()}, grouping=grouping,
+        tokens=tokens, rounds=rounds, polish=polish, criteria=others, lowrank=lowrank, seed=seed,
     )  # fmt: skip
     units = {
         name: UnitRecipe.uniform(linears, size, each.sparsity, each.rho, criterion=each.criterion)
