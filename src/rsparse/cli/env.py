@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
     known = [*dispatch.backends(), *(name for name in ("triton", "cpu") if name not in dispatch.backends())]
     found["backends"] = {name: dispatch.refusal(name, device, dtype) or "available" for name in known}
-    found["compiled_kernel"] = compiler.refusal() or ("available" if device.type == "cuda" else "it needs a CUDA GPU")
+    found["compiled_kernel"] = compiler.refusal(device) or "available"
     if args.json:
         print(json.dumps(found, indent=1))
         return

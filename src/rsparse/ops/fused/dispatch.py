@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from rsparse.ops import dispatch
@@ -15,10 +17,16 @@ def fused_ops(backend: str, device: torch.device) -> FusedOps:
     Scratch memory belongs to the returned object: one for each stream that steps run on.
     """
     if backend == "triton":
-        from rsparse.ops.fused.cuda.ops import CudaOps, available
+        from rsparse.ops.fused.cuda.compiler import refusal as why_not
+        from rsparse.ops.fused.cuda.ops import CudaOps
         from rsparse.ops.fused.triton_ops import TritonOps
 
-        return CudaOps(device) if available(device) else TritonOps(device)
+        why = why_not(device)
+        if why is None:
+            return CudaOps(device)
+        if device.type == "cuda":
+            warnings.warn(f"sparse linears take two launches each: {why}", stacklevel=2)
+        return TritonOps(device)
     return ReferenceOps()
 
 

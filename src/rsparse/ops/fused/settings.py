@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 TUNED = Path(__file__).parent / "tuned"
-KINDS = ("stream", "gather", "rows", "dense", "head")  # rows: several together, through every channel
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,11 @@ def tiles_for(gpu: str, kind: str, columns: int, out: int) -> Tiles:
 def stream_form(block_n: int, warps: int, loads: int) -> Tiles:
     """Settings of cuda/stream.cu: `loads` of 16 bytes of each thread in flight."""
     return Tiles(block_n, 256 * warps // block_n, 1, warps, loads)
+
+
+def channels_of(warps: int) -> int:
+    """The widest input that cuda/stream.cu reads well with so many warps: 8 vectors a thread. With 14 it spills registers."""
+    return 8 * 256 * warps
 
 
 def default(kind: str, columns: int, out: int) -> Tiles:

@@ -18,7 +18,7 @@ from rsparse.ops.fused.cuda.compiler import CudaError
 from rsparse.ops.fused.cuda.ops import NARROWEST, available
 from rsparse.ops.fused.cuda.stream import covers, stream
 from rsparse.ops.fused.matvec import matvec
-from rsparse.ops.fused.settings import Tiles, cache_folder, document, file_name, gpu_name, key, known, stream_form
+from rsparse.ops.fused.settings import Tiles, cache_folder, channels_of, document, file_name, gpu_name, key, known, stream_form
 from rsparse.ops.fused.timing import copies, microseconds
 from rsparse.ops.fused.triton_ops import TritonOps
 from rsparse.ops.fused.types import Group, Norm, Section
@@ -80,7 +80,8 @@ def best(
 def candidates(kind: str, columns: int, out: int, processors: int) -> tuple[list[Tiles], Callable[[Tiles], list[Tiles]]]:
     """The settings of a group to try first, and those to try after a good one."""
     if kind == "stream":
-        return [stream_form(*form) for form in STREAMS if out % form[0] == 0], lambda tiles: []
+        fit = [form for form in STREAMS if out % form[0] == 0 and columns <= channels_of(form[1])]
+        return [stream_form(*form) for form in fit], lambda tiles: []
 
     def spread(tiles: Tiles, share: int) -> Tiles:
         return replace(tiles, split=split_for(columns, out, tiles.block_n, share * processors))
@@ -159,8 +160,8 @@ def measurement(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "dtype": str(dtype).removeprefix("torch."),
-        "what": f"norm, select and gather of one row (rows: of {TOGETHER}), µs; gather and rows at 50 %; weights rotated "
-        "past L2; CUDA graph",
+        "what": f"norm, select and gather of one row (rows: of {TOGETHER}; stream: in one launch), µs; all but dense and "
+        "head at 50 %; weights rotated past L2; CUDA graph",
     }
 
 

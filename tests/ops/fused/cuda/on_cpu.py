@@ -79,7 +79,7 @@ class Kernel:
     def __init__(self, function, threads):
         self.function, self.threads = function, threads
 
-    def launch(self, blocks, values, types, device, *, overlap):
+    def launch(self, blocks, values, types, device):
         held = [kind(value) for kind, value in zip(types, values, strict=True)]
         sizes = (ctypes.c_size_t * len(held))(*map(ctypes.sizeof, held))
         arguments = (ctypes.c_void_p * len(held))(*map(ctypes.addressof, held))

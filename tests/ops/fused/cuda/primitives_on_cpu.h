@@ -31,12 +31,7 @@ static uint4 load_once(const number* p) {
   return *(const uint4*)p;
 }
 
-// What is read so, others have written: begin() waits for those of the kernel before.
-static thread_local bool begun[MOST_THREADS];
-static uint4 load_fresh(const number* p) {
-  if (!begun[threadIdx.x]) fail("a load before begin()");
-  return load_once(p);
-}
+static uint4 load_fresh(const number* p) { return load_once(p); }
 static thread_local unsigned waited;  // what another block wrote may be read from the round after
 static float load_fresh(const float* p) {
   if (!waited || rounds < waited) fail("a load of what the block has not waited for");
@@ -44,8 +39,6 @@ static float load_fresh(const float* p) {
 }
 
 static void prefetch(const number* p) { *(const volatile number*)p; }
-
-static void begin() { begun[threadIdx.x] = true; }
 
 // A block signals last of all. Forwards its first thread is the first to come here: what the others have not done is too late.
 static void signal(int* counter) {

@@ -14,7 +14,7 @@ import torch
 from rsparse.ops.fused.cuda import compiler
 from rsparse.ops.fused.cuda.compiler import CudaError, Kernel, compiled, pointer, source
 
-why_not = compiler.refusal()
+why_not = compiler.missing()
 needs_nvrtc = pytest.mark.skipif(why_not is not None, reason=str(why_not))
 EMPTY = 'extern "C" __global__ void nothing() {}'
 
@@ -34,7 +34,7 @@ def test_stream_compiles(arch, kind, half):
     pytest.importorskip("triton")
     from rsparse.ops.fused.cuda.stream import constants
 
-    macros = constants(512, 64, 8, 4, kind, 3, True, True, half, arch == "sm_90")
+    macros = constants(512, 64, 8, 4, kind, 3, True, True, half)
     cubin = compiled(source("primitives.cuh", "stream.cu"), macros, arch)
     assert cubin.startswith(b"\x7fELF")
     assert b".text.stream" in cubin
@@ -82,14 +82,14 @@ def test_nor_does_a_full_disk(monkeypatch):
 
 @pytest.fixture
 def asked_anew():
-    compiler.refusal.cache_clear()
+    compiler.missing.cache_clear()
     yield
-    compiler.refusal.cache_clear()
+    compiler.missing.cache_clear()
 
 
 def test_it_says_in_a_line_what_is_missing(asked_anew, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    why = compiler.refusal()
+    why = compiler.missing()
     assert why.startswith("cuda-bindings and NVRTC are missing (")
     assert "cuda.bindings" in why
     assert "\n" not in why
@@ -104,12 +104,11 @@ def test_a_library_that_is_not_there_is_said_in_a_line(asked_anew, monkeypatch):
     bindings = types.ModuleType("cuda.bindings")
     bindings.nvrtc = types.SimpleNamespace(nvrtcVersion=version)
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
-    assert compiler.refusal() == "cuda-bindings and NVRTC are missing (Failure finding libnvrtc.so)"
+    assert compiler.missing() == "cuda-bindings and NVRTC are missing (Failure finding libnvrtc.so)"
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("overlap", [False, True])
-def test_a_launch(monkeypatch, overlap):
+def test_a_launch(monkeypatch):
     from cuda.bindings import driver
 
     launched = []
@@ -119,16 +118,12 @@ def test_a_launch(monkeypatch, overlap):
     current = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: current.append(device) or contextlib.nullcontext())
     kernel = Kernel("a function", threads=64, shared=4096)
-    kernel.launch(12, [1, 2.0], [compiler.INT, compiler.FLOAT], torch.device("cuda"), overlap=overlap)
+    kernel.launch(12, [1, 2.0], [compiler.INT, compiler.FLOAT], torch.device("cuda"))
     ((config, function, arguments, extra),) = launched
     assert current == [torch.device("cuda")], "another thread may have had another device"
     assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (12, 1, 1)
     assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (64, 1, 1)
-    assert (config.sharedMemBytes, int(config.hStream), config.numAttrs) == (4096, 77, int(overlap))
-    if overlap:
-        kind = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        assert config.attrs[0].id == kind
-        assert config.attrs[0].value.programmaticStreamSerializationAllowed == 1
+    assert (config.sharedMemBytes, int(config.hStream), config.numAttrs) == (4096, 77, 0)
     assert (function, arguments, extra) == ("a function", ((1, 2.0), (compiler.INT, compiler.FLOAT)), 0)
 
 
@@ -140,7 +135,7 @@ def test_a_call_that_fails_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     with pytest.raises(CudaError, match="CUDA_ERROR_INVALID_VALUE"):
-        Kernel("a function", 64, 0).launch(1, [], [], torch.device("cuda"), overlap=False)
+        Kernel("a function", 64, 0).launch(1, [], [], torch.device("cuda"))
 
 
 def test_an_address():
@@ -156,8 +151,9 @@ def test_a_gpu_that_refuses_what_is_compiled_for_it(monkeypatch):
         raise CudaError("CUDA: CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
 
     monkeypatch.setattr(compiler, "compiled", lambda code, constants, arch: arch.encode())
-    monkeypatch.setattr(compiler, "_checked", lambda result: (13, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(compiler, "missing", lambda: lacking)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    lacking, capability = None, (9, 0)
     loaded = []
     monkeypatch.setattr(compiler, "load", lambda *arguments: loaded.append(arguments))
     compiler.refusal.cache_clear()
@@ -166,4 +162,10 @@ def test_a_gpu_that_refuses_what_is_compiled_for_it(monkeypatch):
     monkeypatch.setattr(compiler, "load", load)
     compiler.refusal.cache_clear()
     assert compiler.refusal(torch.device("cuda:1")) == "CUDA: CUDA_ERROR_UNSUPPORTED_PTX_VERSION"
+    compiler.refusal.cache_clear()
+    lacking, capability = "NVRTC is missing", (8, 0)
+    assert compiler.refusal(torch.device("cuda:1")) == "NVRTC is missing"
+    capability = (7, 5)
+    assert compiler.refusal(torch.device("cuda:2")) == "it needs an Ampere GPU or a later one"
+    assert compiler.refusal(torch.device("cpu")) == "it needs a CUDA GPU, not cpu"
     compiler.refusal.cache_clear()

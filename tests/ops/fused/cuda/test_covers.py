@@ -59,6 +59,8 @@ REFUSED = {
     "U's rows no vectors": with_("U", lambda U: within(U, 52)),
     "U stored by output": with_("U", lambda U: U.T.contiguous().T),
     "every other column of U": with_("U", lambda U: within(U.repeat(1, 2), 96)[:, ::2]),
+    "a rank that is no vector": replace(group(), U=group().U[:4], V=group().V[:, :8].contiguous()),
+    "U of another dtype": with_("U", lambda U: U.half()),
     "V unaligned": with_("V", lambda V: torch.zeros(V.numel() + 1, dtype=V.dtype)[1:].view_as(V)),
     "V beside others": with_("V", lambda V: within(V, 24)),
     "V stored by rank": with_("V", lambda V: V.T.contiguous().T),
@@ -76,8 +78,16 @@ def test_it_refuses(name):
 
 
 def test_the_list_has_room_in_shared_memory(monkeypatch):
-    """An RTX 3090's 99 KB hold 22,272 entries of 4 bytes beside 12 KB of the kernel's own; an H100's 227 KB 55,040."""
+    """Beside 16 warps' sums of 64 columns, an RTX 3090's 99 KB hold 23,808 entries of 4 bytes, an H100's 227 KB 56,576."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(shared_memory_per_block_optin=room))
-    for index, (size, most) in enumerate([(99 << 10, 22_272), (227 << 10, 55_040), (400 << 10, 65_535)]):
+    for index, (size, most) in enumerate([(99 << 10, 23_808), (227 << 10, 56_576), (400 << 10, 65_535)]):
         room = size
-        assert stream._most_channels(torch.device("cuda", index)) == most
+        assert stream._most_channels(torch.device("cuda", index), 4 * 16 * (64 + 16)) == most
+
+
+def test_what_a_block_takes_goes_by_its_tile(monkeypatch):
+    asked = []
+    monkeypatch.setattr(stream, "_most_channels", lambda device, taken: asked.append(taken) or 64)
+    assert covers(group(), stream_form(16, 8, 2))
+    assert not covers(group(columns=72), stream_form(16, 32, 2))
+    assert asked == [4 * 8 * 32, 4 * 32 * 32]

@@ -115,11 +115,8 @@ MASKS = [one_hot(kind, dtype, scaled) for kind in KINDS for dtype, scaled in ((B
 class Unbuilt:
     """A kernel that computes nothing."""
 
-    def __init__(self):
-        self.overlapped = []
-
-    def launch(self, blocks, values, types, device, *, overlap):
-        self.overlapped.append(overlap)
+    def launch(self, blocks, values, types, device):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -208,13 +205,3 @@ def test_a_kernel_is_loaded_once(monkeypatch):
         NUMERIC[0].run()
     NUMERIC[1].run()
     assert len(loads) == 2
-
-
-def test_it_overlaps_where_it_is_told_to(monkeypatch):
-    """In the kernel and in its launch."""
-    problem, group, kernel, macros = NUMERIC[0], NUMERIC[0].group(), Unbuilt(), []
-    monkeypatch.setattr(module, "load", lambda constants, *rest: macros.append(constants["OVERLAP"]) or kernel)
-    for overlap in (True, False):
-        stream(problem.x(), group, merged(group), stream_form(*problem.tiles), Poisoned(CPU), overlap=overlap)
-    assert kernel.overlapped == [True, False]
-    assert macros == [1, 0]

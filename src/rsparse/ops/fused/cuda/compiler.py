@@ -25,19 +25,30 @@ class CudaError(RuntimeError):
 
 
 @functools.cache
-def refusal(device: torch.device | None = None) -> str | None:
-    """Why nothing can be compiled here, or run on `device` where one is given, or None."""
+def missing() -> str | None:
+    """Why nothing can be compiled here, or None."""
     try:
         from cuda.bindings import nvrtc
 
         _checked(nvrtc.nvrtcVersion())
     except (ImportError, RuntimeError) as error:  # a missing libnvrtc is a RuntimeError
         return f"cuda-bindings and NVRTC are missing ({str(error).splitlines()[0][:100]})"
-    if device is not None:
-        try:  # NVRTC may be newer than the driver, or older than the GPU
-            load(compiled('extern "C" __global__ void nothing() {}', {}, arch_of(device)), "nothing", 32, 0, device)
-        except CudaError as error:
-            return str(error).splitlines()[0][:200]
+    return None
+
+
+@functools.cache
+def refusal(device: torch.device) -> str | None:
+    """Why nothing can be compiled for `device`, an Ampere or later, and run there; None where it can."""
+    if device.type != "cuda":
+        return f"it needs a CUDA GPU, not {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs an Ampere GPU or a later one"
+    if why := missing():
+        return why
+    try:  # NVRTC may be newer than the driver, or older than the GPU
+        load(compiled('extern "C" __global__ void nothing() {}', {}, arch_of(device)), "nothing", 32, 0, device)
+    except CudaError as error:
+        return str(error).splitlines()[0][:200]
     return None
 
 
@@ -62,21 +73,33 @@ def compiled(code: str, constants: Mapping[str, int], arch: str) -> bytes:
     kept = cache_folder().parent / "kernels" / f"{key[:32]}.cubin"
     with contextlib.suppress(OSError):
         return kept.read_bytes()
-    (program,) = _checked(nvrtc.nvrtcCreateProgram(code.encode(), b"kernel.cu", 0, [], []))
-    (result,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
-    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))[0]
-        nvrtc.nvrtcGetProgramLog(program, log)
-        text = log.decode().rstrip("\0").strip()
-        raise CudaError(f"NVRTC {version} for {arch}: {text}")
-    cubin = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))[0]
-    _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
-    _checked(nvrtc.nvrtcDestroyProgram(program))
+    cubin = _compile(nvrtc, code, options, f"NVRTC {version} for {arch}")
     with contextlib.suppress(OSError, RSparseError):  # a cache: the next process compiles again
         kept.parent.mkdir(parents=True, exist_ok=True)
         with new_file(kept) as file:
             file.write_bytes(cubin)
     return cubin
+
+
+def _compile(nvrtc: Any, code: str, options: Sequence[str], named: str) -> bytes:
+    (program,) = _checked(nvrtc.nvrtcCreateProgram(code.encode(), b"kernel.cu", 0, [], []))
+    try:
+        (result,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            log = _filled(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
+            text = log.decode().rstrip("\0").strip()
+            raise CudaError(f"{named}: {text}")
+        return _filled(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _filled(size: Any, fill: Any, program: Any) -> bytes:
+    """What `fill` writes. NVRTC writes into the bytes themselves, so they must be nobody else's: Python shares short ones."""
+    (length,) = _checked(size(program))
+    into = bytes(length + 2)
+    _checked(fill(program, into))
+    return into[:length]
 
 
 @dataclass(frozen=True)
@@ -87,8 +110,8 @@ class Kernel:
     threads: int
     shared: int
 
-    def launch(self, blocks: int, values: Sequence[Any], types: Sequence[Any], device: torch.device, *, overlap: bool) -> None:
-        """Launch on the current stream of `device`; with `overlap` by programmatic dependent launch."""
+    def launch(self, blocks: int, values: Sequence[Any], types: Sequence[Any], device: torch.device) -> None:
+        """Launch on the current stream of `device`."""
         from cuda.bindings import driver
 
         config = driver.CUlaunchConfig()
@@ -96,11 +119,6 @@ class Kernel:
         config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
         config.sharedMemBytes = self.shared
         config.hStream = torch.cuda.current_stream(device).cuda_stream
-        if overlap:
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-            attribute.value.programmaticStreamSerializationAllowed = 1
-            config.attrs, config.numAttrs = [attribute], 1
         with torch.cuda.device(device):  # a thread's first CUDA call may be this one
             _checked(driver.cuLaunchKernelEx(config, self.function, (tuple(values), tuple(types)), 0))
 

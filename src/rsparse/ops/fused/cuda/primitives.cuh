@@ -42,14 +42,6 @@ __device__ __forceinline__ float load_fresh(const float* p) { return __ldcg(p); 
 // Into L2, for a load to come.
 __device__ __forceinline__ void prefetch(const number* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
 
-// Programmatic dependent launch, as launch.py's `begin`.
-__device__ __forceinline__ void begin() {
-#if OVERLAP
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-
 // One thread of a block says that all of its block's stores are done; one of another block waits for `count` such words.
 __device__ __forceinline__ void signal(int* counter) {
   __threadfence();

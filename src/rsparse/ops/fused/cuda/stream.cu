@@ -5,8 +5,7 @@
 // parts of other blocks to wait for and add up. The list costs each block a read of x, which lies in L2.
 // The first blocks do the same with V and the dropped channels, Z_PARTS of them a tile of V; those of W wait for them last of all.
 //
-// Constants: COLUMNS (channels of x), TILE, WARPS, LOADS, KIND, SECTIONS, SCALED, LOW_RANK, Z_PARTS; FLOAT16 and OVERLAP for
-// primitives.cuh.
+// Constants: COLUMNS (channels of x), TILE, WARPS, LOADS, KIND, SECTIONS, SCALED, LOW_RANK, Z_PARTS; FLOAT16 for primitives.cuh.
 
 #define PLAIN 0
 #define NORM 1           // Llama's RMSNorm before the linear
@@ -69,13 +68,10 @@ __device__ __forceinline__ void read(uint4 (&x)[VECTORS], const number* x_ptr, c
   const uint4 none = make_uint4(0, 0, 0, 0);
   uint4 other[VECTORS];  // the norm's weight, or up
   #pragma unroll
-  for (int j = 0; j < VECTORS; j++)
-    other[j] = NORMED && channel_of(j) < COLUMNS ? *(const uint4*)(norm_ptr + channel_of(j)) : none;
-  begin();
-  #pragma unroll
   for (int j = 0; j < VECTORS; j++) {
     const bool inside = channel_of(j) < COLUMNS;
     x[j] = inside ? load_fresh(x_ptr + channel_of(j)) : none;
+    if (NORMED) other[j] = inside ? *(const uint4*)(norm_ptr + channel_of(j)) : none;
     if (GATED) other[j] = inside ? load_fresh(x_ptr + COLUMNS + channel_of(j)) : none;
   }
   if (!NORMED && !GATED) return;
@@ -218,7 +214,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) stream(
     long long w_step, long long u_step, int rank, int z_tiles, int start1, int start2, int mask0, int mask1, int mask2, float eps) {
   extern __shared__ word list[];
   const int z_blocks = LOW_RANK ? SECTIONS * z_tiles * Z_PARTS : 0;
-  const bool for_z = (int)blockIdx.x < z_blocks;  // the first to run, since those of W wait for them
+  // Those of W wait for these. GPUs begin blocks in order, so they are there by then; CUDA does not promise that.
+  const bool for_z = (int)blockIdx.x < z_blocks;
   int section = 0, column = 0, z_part = 0;
   if (for_z) {
     z_part = blockIdx.x % Z_PARTS;

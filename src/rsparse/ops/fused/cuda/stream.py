@@ -18,7 +18,8 @@ NORM_PLUS_ONE = 2
 Z_PARTS = 4
 VECTOR = 8  # numbers of 16 bits that a thread reads at once
 ENTRY = 4  # bytes of a kept channel in the list
-STATIC = 12 << 10  # bytes of shared memory, at most, besides the list
+OTHER_WORDS = 16  # of shared memory that a warp has beside its sums of a tile: counts by vector, and of x²
+RESERVED = 1 << 10  # bytes of it that a block cannot have
 MOST_CHANNELS = 1 << 16  # a channel has 16 bits of its entry
 TYPES = (*(POINTER,) * 12, LONG, LONG, *(INT,) * 7, FLOAT)
 
@@ -28,14 +29,19 @@ def covers(group: Group, tiles: Tiles) -> bool:
     weight = group.weight
     if group.dense or weight.dtype not in (torch.bfloat16, torch.float16) or len(group.sections) > 3:
         return False
-    if group.in_features % VECTOR or group.in_features > _most_channels(weight.device):
+    if group.in_features % VECTOR or group.rank % VECTOR:
+        return False
+    if group.in_features > _most_channels(weight.device, 4 * tiles.warps * (tiles.block_n + OTHER_WORDS)):
         return False
     if any(section.stop % tiles.block_n for section in group.sections):
         return False
     if group.V is not None and not group.V.is_contiguous():
         return False
     factors = (each for each in (weight, group.U, group.V) if each is not None)
-    return all(each.stride(1) == 1 and each.stride(0) % VECTOR == 0 and each.data_ptr() % 16 == 0 for each in factors)
+    return all(
+        each.stride(1) == 1 and each.stride(0) % VECTOR == 0 and each.data_ptr() % 16 == 0 and each.dtype == weight.dtype
+        for each in factors
+    )
 
 
 def stream(
@@ -48,7 +54,6 @@ def stream(
     kind: str = "plain",
     norm: Norm | None = None,
     add: Tensor | None = None,
-    overlap: bool = False,
 ) -> Tensor:
     """y [1, out] of x [1, in], or [1, 2·in] where `kind` is an activation; see types.FusedOps.
 
@@ -59,7 +64,7 @@ def stream(
     kernel = _kernel(
         x.device, columns, tiles.block_n, tiles.warps, tiles.stages,
         NORM_PLUS_ONE if norm is not None and norm.plus_one else KINDS[kind],
-        len(sections), group.channel_scale is not None, rank > 0, x.dtype == torch.float16, overlap,
+        len(sections), group.channel_scale is not None, rank > 0, x.dtype == torch.float16,
     )  # fmt: skip
     x, normed = aligned(x), None if norm is None else aligned(norm.weight)
     y = x.new_empty(1, out)
@@ -74,18 +79,17 @@ def stream(
         group.weight.stride(0), 0 if group.U is None else group.U.stride(0), rank, z_tiles, *starts[:2], *masks[:3],
         0.0 if norm is None else norm.eps,
     )  # fmt: skip
-    kernel.launch(out // tiles.block_n + len(sections) * z_tiles * Z_PARTS, values, TYPES, x.device, overlap=overlap)
+    kernel.launch(out // tiles.block_n + len(sections) * z_tiles * Z_PARTS, values, TYPES, x.device)
     return y
 
 
 def constants(
     columns: int, tile: int, warps: int, loads: int, kind: int, sections: int, scaled: bool, low_rank: bool, half: bool,
-    overlap: bool,
 ) -> dict[str, int]:  # fmt: skip
     """stream.cu's macros."""
     return {
         "COLUMNS": columns, "TILE": tile, "WARPS": warps, "LOADS": loads, "KIND": kind, "SECTIONS": sections,
-        "SCALED": int(scaled), "LOW_RANK": int(low_rank), "Z_PARTS": Z_PARTS, "FLOAT16": int(half), "OVERLAP": int(overlap),
+        "SCALED": int(scaled), "LOW_RANK": int(low_rank), "Z_PARTS": Z_PARTS, "FLOAT16": int(half),
     }  # fmt: skip
 
 
@@ -96,13 +100,13 @@ def aligned(tensor: Tensor) -> Tensor:
 
 
 @functools.cache
-def _most_channels(device: torch.device) -> int:
-    """Whose entries have room in a block's shared memory, and in 16 bits."""
+def _most_channels(device: torch.device, taken: int) -> int:
+    """Whose entries have room beside `taken` bytes of a block's shared memory, and in 16 bits."""
     if device.type != "cuda":
         return MOST_CHANNELS - 1
     properties: Any = torch.cuda.get_device_properties(device)
     room: int = properties.shared_memory_per_block_optin
-    return min(MOST_CHANNELS - 1, (room - STATIC) // ENTRY)
+    return min(MOST_CHANNELS - 1, (room - taken - RESERVED) // ENTRY)
 
 
 @functools.cache
