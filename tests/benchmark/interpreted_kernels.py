@@ -10,7 +10,7 @@ import torch
 
 from rsparse.benchmark.decode.paths import Cublas
 from rsparse.benchmark.kernels import cases, paths, problem, tiles
-from rsparse.benchmark.kernels.cases import Case, block_of
+from rsparse.benchmark.kernels.cases import Case, Linears, block_of
 from rsparse.benchmark.kernels.execute import run_case
 from rsparse.benchmark.kernels.problem import Problem, between, counts
 from rsparse.benchmark.shapes import SHAPES
@@ -150,11 +150,25 @@ def test_copies_reach_beyond_the_caches(monkeypatch):
 def test_settings_that_are_missing():
     linears = [block_of("tiny-llama").linears[name] for name in ("qkv", "o")]
     settings.known("cpu")["dense 48 48"] = Tiles(1, 1, 1, 1, 1)
-    found = tiles.missing(CPU, linears, 1)
+    found = tiles.missing(CPU, torch.bfloat16, linears, 1)
     assert found == [("head", 48, 48), ("head", 48, 96), ("dense", 48, 96)] + [
         (kind, 48, out) for kind in ("masked", "gather") for out in (48, 96)
     ]
-    assert {kind for kind, *_ in tiles.missing(CPU, linears, 2)} == {"head", "dense", "rows"}
+    assert {kind for kind, *_ in tiles.missing(CPU, torch.bfloat16, linears, 2)} == {"head", "dense", "rows"}
+
+
+def test_ours_are_of_the_kernel_that_runs_a_shape(monkeypatch):
+    """As an H100 has it: one launch where loads are aligned, else select and gather."""
+    monkeypatch.setattr(tiles.tune, "available", lambda device: True)
+    linears = [Linears("o", 48, (48,), False), Linears("qkv", 48, (48, 20, 20), False)]
+
+    def kinds(dtype, batch):
+        others = ("head", "dense", "masked")
+        return [each for each in tiles.missing(CPU, dtype, linears, batch) if each[0] not in others]
+
+    assert kinds(torch.bfloat16, 1) == [("stream", 48, 48), ("gather", 48, 88)]  # 88 is no multiple of a tile's 16
+    assert kinds(torch.float32, 1) == [("gather", 48, 48), ("gather", 48, 88)]
+    assert kinds(torch.bfloat16, 2) == [("rows", 48, 48), ("rows", 48, 88)]
 
 
 def test_tuning_ends_with_its_time(monkeypatch):

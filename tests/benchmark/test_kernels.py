@@ -9,15 +9,14 @@ import types
 import pytest
 import torch
 
-from rsparse.analysis.kernel_plot import plot
-from rsparse.analysis.kernel_table import load_records, markdown, protocol
+from rsparse.analysis.kernel_table import load_records
 from rsparse.benchmark.kernels.bench import KernelBench, Machine
 from rsparse.benchmark.kernels.cases import MODELS, Case, Plan, block_of, ranks_at
 from rsparse.benchmark.kernels.measure import Chain, Timing, alternate, chain
 from rsparse.benchmark.kernels.outcome import Outcome
 from rsparse.benchmark.kernels.record import Rows
 from rsparse.errors import RSparseError
-from tests.benchmark.kernel_rows import path_of, record, row, timings_of
+from tests.benchmark.kernel_rows import path_of, row, timings_of
 from tests.cli.conftest import bad, good, run
 
 CPU = torch.device("cpu")
@@ -67,6 +66,7 @@ def test_an_mlp_is_two_linears():
         ({"levels": [0.96]}, "--levels must be from 0 to 0.95, got 0.96"),
         ({"levels": [float("nan")]}, "--levels must be from 0 to 0.95, got nan"),
         ({"levels": [0.5, 0.5]}, "--levels names 0.5 twice"),
+        ({"levels": [0.0, 0.0]}, "--levels names 0.0 twice"),
         ({"levels": []}, "--levels names nothing"),
         ({"batch": 9}, "--batch must be from 1 to 8, got 9"),
     ],
@@ -214,6 +214,20 @@ def test_each_case_is_written_at_once(ran, tmp_path):
     assert {row["unit"] for row in load_records(tmp_path)[0]["metrics"]["rows"]} == {"o"}
 
 
+def test_a_lost_device_keeps_no_row_from_its_record(ran, tmp_path, monkeypatch):
+    def empty_cache():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda *a: "H100")
+    monkeypatch.setattr("torch.cuda.empty_cache", empty_cache)
+    ran.broken = {"down": RuntimeError("CUDA error")}
+    failed = bench(tmp_path, levels=[0.5], ranks=["none"]).run()
+    assert failed == ["llama-2-7b down 50%, none: RuntimeError: CUDA error"]
+    rows = json.loads((tmp_path / "llama-2-7b-bfloat16.json").read_text())["metrics"]["rows"]
+    assert [(row["unit"], "failed" in row) for row in rows] == [("down", True), ("o", False)]
+
+
 def test_what_fails_is_recorded_named_and_tried_again(ran, tmp_path):
     said = []
     ran.broken = {"o": torch.OutOfMemoryError("CUDA out of memory.\n Tried"), "down": {"recipe": "ValueError: bad"}}
@@ -279,27 +293,7 @@ def test_the_command(ran, tmp_path, monkeypatch):
     assert outcome.err == "rsparse: error: 1 failed, the last one llama-2-7b o 50%, recipe: ValueError: no such kernel\n"
 
 
-def test_files_that_are_no_records(tmp_path):
+def test_a_file_that_is_no_record(tmp_path):
     (tmp_path / "m.json").write_text("{}")
     with pytest.raises(RSparseError, match="not a record of kernels"):
         Rows(tmp_path / "m.json", {})
-    with pytest.raises(RSparseError, match="not a result record"):
-        load_records(tmp_path)
-
-
-def test_table_and_plot(tmp_path):
-    rows = [row("o", 0.0, 40.0), row("o", 0.5, 10.0), row("o", 0.5, 16.0, "recipe"), row("mlp", 0.5, 64.0)]
-    rows.append({"unit": "qkv", "sparsity": 0.5, "ranks": "none", "batch": 1, "commit": "abc", "failed": "no memory"})
-    made = [record(rows), record([row("down", 0.5, 20.0, model="gemma-7b")], "gemma-7b")]
-    lines = markdown(made).splitlines()
-    assert lines[0] == "## llama-2-7b on H100, bfloat16"
-    assert "| o | 4096 → 4096 | 36.0 | 30.0 | 32.0 | 40.0 | rsparse | 40.0 (0.80×) | 10.0 (3.20×) |" in lines
-    assert "|  |  |  |  |  |  | rsparse, low rank |  | 16.0 (2.00×) |" in lines
-    assert "|  |  |  |  |  |  | masked tiles | 25.0 (1.28×) | 25.0 (1.28×) |" in lines
-    assert "| o | none | 1.05 (35%) | 0.84 (28%) | 1.68 (56%) |" in lines  # 33.55 MB in 32 and 40 µs, half in 10
-    assert any(line.startswith("| mlp | 4096 → 22016, 11008 → 4096 |") for line in lines)
-    assert not any(line.startswith("| qkv") for line in lines)
-    assert "## gemma-7b on H100, bfloat16" in lines
-    assert protocol(made).endswith("PyTorch 2, Triton 3, median of 7, commit abc. The device copies at 3.00 TB/s.")
-    plot(made, tmp_path / "kernels.png")
-    assert (tmp_path / "kernels.png").read_bytes()[:4] == b"\x89PNG"

@@ -78,4 +78,6 @@ def test_claims_by_policy_and_model(tmp_path):
     ]
     assert lines[9].startswith("- Not run on any model: R-Sparse (searched) over cats at 40%, accuracy; ")
     assert name not in lines[9]
+    nothing = claims_table({"second": tables_of(tmp_path, "two")})
+    assert nothing[3] == "- Under `last_fraction:0.1`, nothing can be compared."
     assert len(two) == len(one) == 9

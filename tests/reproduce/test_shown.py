@@ -39,6 +39,15 @@ def test_texts_are_those_with_a_cell_of_the_model(tmp_path):
     assert texts_of(tmp_path, "tiny") == ["wiki.v2.txt", "failed.txt"]
 
 
+def test_a_text_is_told_from_a_longer_one_that_ends_as_it_does(tmp_path):
+    folder_with(tmp_path, texts=["wiki", "small-wiki"])
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "dense-all-small-wiki.json").write_text("{}")
+    assert texts_of(tmp_path, "tiny") == ["small-wiki.txt"]
+    (tmp_path / "tiny" / "dense-all-wiki.json").write_text("{}")
+    assert texts_of(tmp_path, "tiny") == ["wiki.txt", "small-wiki.txt"]
+
+
 def test_a_model_that_the_folder_does_not_have_is_told_from_those_that_it_has(tmp_path):
     with pytest.raises(RSparseError, match=r"x holds nothing of other; it has tiny$"):
         check_holds(folder_with(tmp_path / "x"), "other")

@@ -23,18 +23,20 @@ DENSE = {
 
 
 def load_records(folder: Path) -> list[Record]:
-    """The kernel records of `folder`, by model and dtype. Raises RSparseError for a file that is no record."""
+    """The kernel records of `folder`, by model and dtype; not what `--json` wrote of several. Raises RSparseError for a file
+    that is no record."""
     found = []
     for path in sorted(folder.glob("*.json")):
         if path.name == "settings.json":
             continue
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            if record["config"]["suite"] == "kernels" and measured(record):
-                found.append(record)
+            config = record["config"]
+            if config["suite"] == "kernels" and "models" not in config and measured(record):
+                found.append((config["model"], config["dtype"], record))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RSparseError(f"{path} is not a result record ({error}); move it away") from error
-    return sorted(found, key=lambda record: (record["config"]["model"], record["config"]["dtype"]))
+    return [record for *_, record in sorted(found, key=lambda each: each[:2])]
 
 
 def measured(record: Record, batch: int | None = None) -> list[Row]:

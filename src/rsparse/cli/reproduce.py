@@ -94,8 +94,9 @@ def _write(out: Path, request: Any, tables: dict[str, Any]) -> None:
     from rsparse import records
     from rsparse.atomic import write_text
     from rsparse.benchmark.grid import model_label
+    from rsparse.reproduce.protocol import config_of
     from rsparse.reproduce.results import Results
-    from rsparse.reproduce.view import config_of, lines_of, markdown, metrics
+    from rsparse.reproduce.view import lines_of, markdown, metrics
 
     folder = out / model_label(request.model) / "tables"
     for name, table in tables.items():

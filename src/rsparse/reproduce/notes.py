@@ -9,11 +9,10 @@ from typing import Any
 
 from rsparse import published
 from rsparse.reproduce.request import Line
-from rsparse.reproduce.results import Results
+from rsparse.reproduce.results import APART, Results
 from rsparse.reproduce.table import PAPER_METHOD
 from rsparse.token_policy import TokenPolicy
 
-APART = 0.01  # of sparsity: beyond it the bytes are not those that were asked
 SOURCE = "Published figures are of other models, each named"
 CHOSEN = "What the search chose"
 PAST = re.compile(r"^sparsity \S+ is (?=past )")  # a level's own words before what all levels of a method share
@@ -123,7 +122,3 @@ def _all_named(lines: list[Line]) -> str:
     for line in lines:
         found.setdefault(line.label, {})[f"{line.level:.0%}" if line.level else ""] = None
     return "; ".join(f"{label} at {', '.join(levels)}" if any(levels) else label for label, levels in found.items())
-
-
-def _named(line: Line) -> str:
-    return f"{line.label} at {line.level:.0%}" if line.level else line.label

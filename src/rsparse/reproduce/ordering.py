@@ -9,7 +9,7 @@ from typing import Any
 from rsparse import published
 from rsparse.published import Figure
 from rsparse.reproduce.request import Line
-from rsparse.reproduce.results import Results, absent
+from rsparse.reproduce.results import APART, Results, absent
 from rsparse.reproduce.table import PAPER_METHOD
 from rsparse.token_policy import TokenPolicy
 
@@ -22,7 +22,6 @@ VERBS = {
     EQUAL: "it makes no difference for",
 }
 NOT_RUN, FAILED = "not run", "failed"
-UNEQUAL = 0.01  # of sparsity: beyond it two lines do not read the same
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def outcome(results: Results, pair: Pair, policy: TokenPolicy) -> Outcome:
     high, low = achieved
     assert high is not None
     assert low is not None
-    if abs(high - low) <= UNEQUAL:
+    if abs(high - low) <= APART:
         return found
     return replace(found, detail=f"{found.detail}, at {high:.1%} and {low:.1%} achieved")
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from rsparse.analysis.quality_table import head_lines, row_line
 from rsparse.reproduce.notes import SOURCE, chosen, notes
-from rsparse.reproduce.ordering import EQUAL, HOLDS, MISSING, REVERSED, UNCLEAR, Outcome, outcomes
+from rsparse.reproduce.ordering import EQUAL, HOLDS, MISSING, NOT_RUN, REVERSED, UNCLEAR, Outcome, outcomes
+from rsparse.reproduce.protocol import protocol
 from rsparse.reproduce.request import Request
 from rsparse.reproduce.results import Results
 from rsparse.reproduce.table import BASE, load, names
-from rsparse.reproduce.view import markdown, protocol
+from rsparse.reproduce.view import markdown
 
 ORDER = ("main", "own-level", "oracle", "parts", "searched", "generation")  # as a reader wants them; others after these
 SAID = {HOLDS: "hold", REVERSED: "reversed", UNCLEAR: "cannot be told", EQUAL: "without difference"}
-NOT_RUN = "not run"
 
 
 def all_results(request: Request, folders: Sequence[Path]) -> dict[str, Results]:
@@ -92,5 +92,6 @@ def _counts(found: Mapping[tuple[str, str], Mapping[str, Outcome]], policies: Se
         counts = Counter(each.verdict for (_, under), row in found.items() if under == policy for each in row.values())
         told = sum(counts[verdict] for verdict in SAID)
         words = ", ".join(f"{counts[verdict]} {said}" for verdict, said in SAID.items() if counts[verdict])
-        lines.append(f"- Under `{policy}`, of {told} comparisons {words}.")
+        said = f"of {told} comparisons {words}" if told else "nothing can be compared"
+        lines.append(f"- Under `{policy}`, {said}.")
     return lines

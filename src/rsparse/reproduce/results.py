@@ -17,6 +17,7 @@ from rsparse.reproduce.table import Table
 from rsparse.token_policy import TokenPolicy
 
 Record = dict[str, Any]
+APART = 0.01  # of sparsity: beyond it the bytes are not those that were asked, nor those of another line
 
 # The paper's eight, as its tables head them; the first name that was run counts.
 TASKS = {

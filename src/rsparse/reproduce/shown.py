@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -53,6 +52,8 @@ def request_of(folders: Sequence[Path], model: str, policies: Iterable[TokenPoli
 
 def texts_of(folder: Path, model: str) -> list[str]:
     """Texts that cells of `model` were tried on, in the order in which the folder came to know them."""
-    cells = folder / model_label(model)
     labels = kept_parts(folder, ["texts"]).get("texts", {})  # the calibration's is among them, and has no cell
-    return [f"{label}.txt" for label in labels if any(cells.glob(f"*-{glob.escape(label)}.*"))]  # a label is a file's stem
+    cells = [path.name.rpartition(".")[0] for path in (folder / model_label(model)).glob("*.*")]
+    ends = [[label for label in labels if cell.endswith(f"-{label}")] for cell in cells]
+    tried = {max(each, key=len) for each in ends if each}  # `small-wiki` ends as `wiki` does
+    return [f"{label}.txt" for label in labels if label in tried]  # a label is a file's stem

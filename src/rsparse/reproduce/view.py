@@ -11,16 +11,15 @@ from rsparse.analysis import search_ablation
 from rsparse.analysis.quality_table import figure as perplexity_figure
 from rsparse.analysis.quality_table import head_lines, row_line
 from rsparse.benchmark.grid import text_label
-from rsparse.evaluation.describe import short
 from rsparse.published import Figure, Figures
+from rsparse.reproduce.cells import asked, missing, share
 from rsparse.reproduce.notes import notes
 from rsparse.reproduce.ordering import is_of, outcomes, verdict_line
+from rsparse.reproduce.protocol import protocol
 from rsparse.reproduce.request import Line, folder_of
-from rsparse.reproduce.results import TASKS, Results, absent, mean_score
+from rsparse.reproduce.results import TASKS, Results, mean_score
 from rsparse.reproduce.searches import searches_folder
 from rsparse.token_policy import TokenPolicy
-
-FAILURE_LENGTH = 60  # of a reason in a table's cell; whole it is among the lines below
 
 
 def lines_of(results: Results) -> list[str]:
@@ -58,15 +57,6 @@ def metrics(results: Results) -> dict[str, Any]:
     return {"rows": rows, "ordering": ordering, "lines": lines_of(results)}
 
 
-def config_of(results: Results) -> dict[str, Any]:
-    """For the record: what the table's records have in common."""
-    known: dict[str, Any] = next((record["config"] for record in _records(results)), {})
-    calibrations = [record["config"]["calibration"] for record in _records(results) if record["config"].get("calibration")]
-    found = {name: known.get(name) for name in ("weights_sha", "dtype")} | {"calibration": next(iter(calibrations), None)}
-    policies = [str(policy) for policy in results.request.policies]
-    return found | {"model": short(results.request.model), "token_policy": policies, "limit": _limit(results)}
-
-
 def searches(results: Results) -> list[list[dict[str, Any]]]:
     """Records of the searches that are behind the table's recipes, by model and variant."""
     variants = dict.fromkeys(line.variant for line in results.lines if line.variant.searches)
@@ -74,26 +64,6 @@ def searches(results: Results) -> list[list[dict[str, Any]]]:
         searches_folder(folder_of(folder, variant), results.request.model) for folder in results.folders for variant in variants
     ]
     return [found for folder in folders if (found := search_ablation.load_records(folder))]
-
-
-def protocol(results: Results) -> list[str]:
-    """Sentences: what is measured, on what."""
-    configs = [(record["config"], record["env"]) for record in _records(results)]
-    words = []
-    if configs:
-        config = configs[0][0]
-        devices = sorted({env["gpu"] or env["cpu"] for _, env in configs})
-        words.append(f"{config['model'].removesuffix('.gguf')}, {config['dtype']}, on {' and '.join(devices)}.")
-    if calibrations := dict.fromkeys(config["calibration"] for config, _ in configs if config.get("calibration")):
-        words.append(
-            f"Calibrated on {', or on '.join(calibrations)}; thresholds are solved on the same text, all tokens sparse."
-        )
-    words.append("`asked` and `achieved` are shares of the weights of all blocks' linears that a sparse row does not read.")
-    if any(results.has_tasks(line) for line in results.lines):
-        words.append(_rows_said(results))
-    if lengths := {config["seq_len"] for config, _ in configs if "seq_len" in config}:
-        words.append(f"Perplexities are over windows of {lengths.pop()} tokens.")
-    return [word for word in [*words, results.table.note] if word]
 
 
 def mean_table(results: Results) -> list[str]:
@@ -183,42 +153,6 @@ def published_columns(results: Results, policy: TokenPolicy, *, texts: bool = Fa
     return list(found.items())
 
 
-def asked(line: Line) -> str:
-    return f"{line.level:.0%}" if line.level else "" if line.dense else "own"
-
-
-def share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
-
-
-def missing(results: Results, line: Line, policy: TokenPolicy, text: str | None) -> str:
-    """In the place of a figure."""
-    if reason := results.refusal(line, policy, text):
-        return absent(reason)
-    failed = results.failure(line, policy, text)
-    if failed is None:
-        return "not run"
-    short = failed if len(failed) <= FAILURE_LENGTH else f"{failed[: FAILURE_LENGTH - 1].rstrip()}…"
-    return "failed: " + short.replace("|", "\\|")
-
-
-def _rows_said(results: Results) -> str:
-    """How many rows accuracies are over; a task's file may be a part of the published set."""
-    scores = [each for line in results.lines for policy in results.request.policies if (each := results.scores(line, policy))]
-    if not scores:
-        return ""
-    counts = sorted({len(score.rows[score.primary]) for each in scores for score in each.values()})
-    rows = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-    part = "the first of its file" if _limit(results) else "all that its file has"
-    spread = any("HS" in each and each["HS"].name == "hellaswag_spread" for each in scores)
-    return f"Accuracies are over {rows} rows of each task, {part}{'; HS is `hellaswag_spread`' if spread else ''}."
-
-
-def _limit(results: Results) -> int | None:
-    """Rows of each task, None for all."""
-    return next((record["config"]["limit"] for record in _records(results) if "limit" in record["config"]), None)
-
-
 def _method(figure: Figure) -> str:
     """A row named `rsparse` is ours, of one rho for all; the paper's has a rho for each linear."""
     return "R-Sparse" if figure.method == "rsparse" else figure.method
@@ -288,12 +222,3 @@ def _published(results: Results, line: Line, policy: TokenPolicy) -> list[dict[s
                 if mean is not None:
                     found.append(published.to_dict(each) | {"mean": round(mean, 4)})
     return found
-
-
-def _records(results: Results) -> Iterator[dict[str, Any]]:
-    for line in results.lines:
-        for policy in results.request.policies:
-            for text in [*results.texts(line), *([None] if results.has_tasks(line) else [])]:
-                record = results.record(line, policy, text)
-                if record is not None and "refused" not in record["metrics"]:
-                    yield record

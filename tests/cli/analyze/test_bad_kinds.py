@@ -31,6 +31,8 @@ CALIBRATED = ["--data", "test.txt", "--calibration", "calibration"]
         ("none is not a calibration", ["rank", "--calibration", "none"]),
         ("--rho must be between 0 and 1, got 1", ["rank", "--rho", "1"]),
         ("--sparsity must be between 0 and 1, got 0", ["rank", "--sparsity", "0"]),
+        ("--sparsity is of the inputs of a calibration; name it with --calibration", ["rank", "--sparsity", "0.5"]),
+        ("--rho is of the inputs of a calibration", ["rank", "--rho", "0.9"]),
         ("dense is not a calibration", ["activations", "--calibration", "dense"]),
         ("--rhos '2' must be numbers from 0 to 1", ["rho", *CALIBRATED, "--rhos", "2"]),
         ("--sparsity must be between 0 and 1, got 1.0", ["rho", *CALIBRATED, "--sparsity", "1"]),

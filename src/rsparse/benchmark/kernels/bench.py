@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import time
 from collections.abc import Callable
@@ -13,8 +14,9 @@ import torch
 
 from rsparse import records
 from rsparse.benchmark.decode.kernels import copy_bandwidth
+from rsparse.benchmark.failures import reason_of
 from rsparse.benchmark.kernels.cases import Case, Plan, block_of, ranks_at
-from rsparse.benchmark.kernels.outcome import Outcome, caught, reason
+from rsparse.benchmark.kernels.outcome import Outcome, caught
 from rsparse.benchmark.kernels.record import Row, Rows, failed_row, headline, measured_row
 from rsparse.errors import RSparseError
 
@@ -115,8 +117,8 @@ class KernelBench:
                 self.say(f"{spent:.0f} s are over: {self._total - self._done} cases are left, run again to go on")
                 return False
             made = self._case(case, ranks)
-            _free()
             rows.put(made)
+            _free()
             self._done += 1
             self.say(f"[{self._done}/{self._total}] {case.label}: {headline(made)}")
         return True
@@ -129,7 +131,7 @@ class KernelBench:
         try:
             outcome = run_case(case, ranks, machine.device, machine.dtype, machine.seed, machine.repeats)
         except Exception as error:  # the weights do not fit, or the device is lost
-            outcome = Outcome(failed=dict.fromkeys(ranks, reason(error)))
+            outcome = Outcome(failed=dict.fromkeys(ranks, reason_of(error)))
         failed = outcome.failed
         for name in ranks:
             if name not in failed:
@@ -151,4 +153,5 @@ class KernelBench:
 def _free() -> None:
     """What a case held is gone with its names: nothing of it is in a cycle, and a collection takes as long as a case."""
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # a lost device, which the rows of the cases tell
+            torch.cuda.empty_cache()

@@ -130,7 +130,7 @@ class Plan:
             found = list(getattr(self, what))
             if not found:
                 raise RSparseError(f"--{what} names nothing")
-            if twice := next((each for each in found if found.count(each) > 1), None):
+            if (twice := next((each for each in found if found.count(each) > 1), None)) is not None:
                 raise RSparseError(f"--{what} names {twice} twice")
             if unknown := next((each for each in found if what in known and each not in known[what]), None):
                 raise RSparseError(f"--{what} {unknown!r} is unknown; choose from {', '.join(known[what])}")

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from rsparse.benchmark.failures import reason_of
 from rsparse.benchmark.kernels.measure import Timing
 from rsparse.benchmark.kernels.reading import UnitPath
 
@@ -25,9 +26,4 @@ def caught(failed: dict[str, str], name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        failed[name] = reason(error)
-
-
-def reason(error: Exception) -> str:
-    """An error in one short line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        failed[name] = reason_of(error)

@@ -20,18 +20,21 @@ from rsparse.ops.fused.triton_ops import TritonOps
 KEEPS_HALF = 0.6745  # of N(0, 1)
 
 
-def missing(device: torch.device, linears: Iterable[Linears], batch: int) -> list[tuple[str, int, int]]:
+def missing(device: torch.device, dtype: torch.dtype, linears: Iterable[Linears], batch: int) -> list[tuple[str, int, int]]:
     """(kind, in, out) without settings of their own, what we compare with first: where time ends, ours are the worse tuned."""
-    kinds = ["head", "dense", *(["masked"] if batch == 1 else []), ours(device, batch)]
     shapes, there = sorted({(each.in_features, each.out_features) for each in linears}), known(gpu_name(device))
-    return [(kind, *shape) for kind in kinds for shape in shapes if key(kind, *shape) not in there]
+    others = ("head", "dense", "masked") if batch == 1 else ("head", "dense")
+    wanted = [(kind, *shape) for kind in others for shape in shapes]
+    wanted += [(ours(device, dtype, *shape, batch), *shape) for shape in shapes]
+    return [each for each in wanted if key(*each) not in there]
 
 
-def ours(device: torch.device, batch: int) -> str:
-    """The kind of settings that the decode step of a sparse model looks up."""
+def ours(device: torch.device, dtype: torch.dtype, columns: int, out: int, batch: int) -> str:
+    """The kind of settings that the decode step of a sparse model looks up for linears of this shape."""
     if reads_every_weight(batch):
         return "rows"
-    looked_up = tune.shapes_of([masked_group(torch.empty(1, 1, device=device))], torch.empty(1, 1, device=device))
+    weight = torch.empty(columns, out, device=device, dtype=dtype)  # there, since how wide an input may be is the device's
+    looked_up = tune.shapes_of([masked_group(weight)], torch.empty(1, 1, device=device))
     return next(kind for kind, *_ in looked_up if kind not in ("head", "rows"))
 
 
@@ -61,7 +64,7 @@ class Tuner:
         if self.device.type != "cuda":
             return
         names = dict.fromkeys(name for unit in units for name in UNITS[unit])
-        for kind, columns, out in missing(self.device, [linears[name] for name in names], batch):
+        for kind, columns, out in missing(self.device, self.dtype, [linears[name] for name in names], batch):
             if self.left <= 0:
                 return
             start = time.perf_counter()
@@ -73,7 +76,8 @@ class Tuner:
                 known(self.gpu)[key(kind, columns, out)] = tiles
                 self.found[key(kind, columns, out)] = asdict(tiles)
                 self.say(f"tiles for {kind} {columns} → {out}: {us:.1f} µs, {time.perf_counter() - start:.1f} s")
-            torch.cuda.empty_cache()
+            with contextlib.suppress(RuntimeError):  # a lost device: the cases will say so
+                torch.cuda.empty_cache()
             self.left -= time.perf_counter() - start
 
     def _tune(self, kind: str, columns: int, out: int) -> tuple[Tiles, float]:

@@ -11,6 +11,7 @@ from rsparse.cli.analyze import _kind
 from rsparse.errors import RSparseError
 
 HELP = "the intrinsic rank of each weight, beside a recipe's rho; with a calibration, where low rank pays"
+SPARSITY, RHO = 0.5, 0.95  # with --calibration
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", type=Path, metavar="DIR", help="what the inputs that are dropped would add, and where low rank pays"
     )
-    parser.add_argument("--sparsity", type=float, default=0.5, help="at which inputs are dropped (default %(default)s)")
-    parser.add_argument("--rho", type=float, default=0.95, help="share of the kept bytes for channels (default %(default)s)")
+    parser.add_argument("--sparsity", type=float, help=f"at which --calibration's inputs are dropped (default {SPARSITY:g})")
+    parser.add_argument("--rho", type=float, help=f"with --calibration, share of the kept bytes for channels (default {RHO:g})")
     parser.add_argument("--by-kind", action="store_true", help="keep means by kind of linear, and not each weight's figures")
 
 
@@ -35,8 +36,12 @@ def run(args: argparse.Namespace) -> None:
     timer = Run()
     _kind.check(args)
     for name in ("sparsity", "rho"):
-        if not 0 < getattr(args, name) < 1:
-            raise RSparseError(f"--{name} must be between 0 and 1, got {getattr(args, name):g}")
+        if (value := getattr(args, name)) is None:
+            continue
+        if not 0 < value < 1:
+            raise RSparseError(f"--{name} must be between 0 and 1, got {value:g}")
+        if args.calibration is None:
+            raise RSparseError(f"--{name} is of the inputs of a calibration; name it with --calibration")
     calibration = None if args.calibration is None else Calibration.load(args.calibration)
     recipe = None if args.recipe is None else Recipe.load(args.recipe)
     model, _ = _kind.load_dense(args)
@@ -46,14 +51,15 @@ def run(args: argparse.Namespace) -> None:
     found = ranks(model)
     plot(found, rho, _kind.title(args, "intrinsic rank of the weights"), _kind.picture_path(args))
     told, said = summary(found, rho), lines(found, rho)
-    config = {} if recipe is None else {"recipe_sha": recipe.sha(), "recipe_method": recipe.method}
+    config: dict[str, Any] = {} if recipe is None else {"recipe_sha": recipe.sha(), "recipe_method": recipe.method}
     by_weight = {name: asdict(each) for name, each in found.items()}
     if calibration is not None:
-        dropped = dropped_ranks(model, calibration, args.sparsity, args.rho)
+        sparsity, share = args.sparsity or SPARSITY, args.rho or RHO
+        dropped = dropped_ranks(model, calibration, sparsity, share)
         told["dropped"] = dropped_summary(dropped, found)
-        said += dropped_lines(told["dropped"], args.sparsity, args.rho)
+        said += dropped_lines(told["dropped"], sparsity, share)
         by_weight = {name: figures | asdict(dropped[name]) for name, figures in by_weight.items()}
-        config |= {"calibration": calibration.meta.label, "sparsity": args.sparsity, "rho": args.rho}
+        config |= {"calibration": calibration.meta.label, "sparsity": sparsity, "rho": share}
     metrics: dict[str, Any] = {"summary": told}
     if not args.by_kind:
         metrics |= {"by_weight": by_weight} | ({} if rho is None else {"rho_by_weight": rho})

@@ -1,0 +1,1 @@
+"""The pages that tools/make_results.py makes of results/."""

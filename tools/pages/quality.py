@@ -1,0 +1,52 @@
+"""What presets and compensation win, and where low rank pays: docs/quality.md and docs/low_rank.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pages.bench import bench_protocol
+from pages.folders import RANKS, TITLES
+from rsparse.analysis import low_rank_table
+from rsparse.analysis.gap_table import gap_tables
+from rsparse.analysis.preset_table import preset_table
+
+PRESET_SECONDS = (
+    "Seconds are of runs that shared their card with others, up to six at a time: above what they are alone. `best` contains "
+    "the recipe of `balanced`. Where accuracies were run, they are of the same recipe."
+)
+LOW_RANK_LEVEL = 0.5
+
+
+def quality_block(bench: list[dict[str, Any]], quality: list[dict[str, Any]]) -> str:
+    """What the presets and compensation win back."""
+    both = [*bench, *quality]
+    records = [r for r in both if r["config"]["token_policy"] == "all"]
+    texts = [text for text in TITLES if text != "github.txt"]
+    presets = ["**The presets: what they win and cost**", "", *preset_table(both, texts), "", PRESET_SECONDS, ""]
+    plots = "![perplexity over bytes, by model and text](pareto.png)"
+    return "\n".join([*presets, *gap_tables(records, texts), plots, "", bench_protocol(quality)])
+
+
+def searched(records: list[dict[str, Any]], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The paper's method from the reproduction's folder, where no other folder has the same cell."""
+
+    def cell(record: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(record["config"].get(name) for name in ("model", "preset", "sparsity", "token_policy", "data"))
+
+    there = {cell(record) for record in known}
+    return [r for r in records if r["config"]["method"] == "searched" and cell(r) not in there]
+
+
+def low_rank_block(records: list[dict[str, Any]]) -> str:
+    """Where low rank pays; nothing where there are no records of it."""
+    ranks = low_rank_table.load_ranks(RANKS)
+    if not ranks:
+        return ""
+    mine = [r for r in records if r["config"]["token_policy"] == "all" and "perplexity" in r["metrics"]]
+    config = next(iter(ranks.values()))["config"]
+    said = (
+        f"Spectra and prices at {config['sparsity']:.0%} and rho {config['rho']:g}, on {config['calibration']}, weights in "
+        f"{config['dtype']}; chosen rho at {LOW_RANK_LEVEL:.0%}, the share of blocks with a rank above 0 in brackets. All "
+        "weights were 4 bit once and are dequantised."
+    )
+    return f"{said}\n\n{low_rank_table.markdown(ranks, mine, LOW_RANK_LEVEL)}"
