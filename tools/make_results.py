@@ -47,9 +47,10 @@ def main() -> int:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
     plot([*records, *won], DOCS / "pareto.png")
+    plot([r for r in [*records, *won] if bench.pictured(r)], DOCS / "pareto-smollm2.png")
     if kernels:
         kernel_plot.plot(kernels, DOCS / "kernels.png")
-    if decoded:
+    if gpu.levels(decoded) > 1:
         decode_plot.plot(decoded, DOCS / "decode.png")
     return 0
 

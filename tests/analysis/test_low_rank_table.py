@@ -74,7 +74,7 @@ def test_models_without_records_of_quality_have_their_spectra(tmp_path):
     text = markdown(ranks, [], 0.5)
     assert "**tiny**" in text
     assert "spectra: W +0.50, W diag(rms x_d) none, W x_d -0.25." in text
-    assert "What it gained" not in text
+    assert "KL with and without it" not in text
     assert "| rho, searched |" in markdown(ranks, [record("searched", 0.4, rho=0.9)], 0.5)
 
 

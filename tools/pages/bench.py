@@ -77,3 +77,9 @@ def bench_protocol(records: list[dict[str, Any]]) -> str:
         "spread over the split); the mean weighs tasks equally, 95 % intervals pair the rows. Under `decode` only the "
         "answer is sparse."
     )
+
+
+def pictured(record: dict[str, Any]) -> bool:
+    """Whether it is in README's picture, which has room for two panels."""
+    config = record["config"]
+    return config["model"].startswith("smollm2") and config.get("data") in ("c4-short.jsonl", "wikitext2-test.txt")

@@ -19,5 +19,10 @@ def decode_block(records: list[dict[str, Any]]) -> str:
     """Tokens a second by model; nothing where there are no records."""
     if not records:
         return ""
-    plots = "![speed-up over sparsity, and tokens a second over length](decode.png)"
-    return f"{plots}\n\n{decode_table.markdown(records, level=3)}"
+    plots = "![speed-up over sparsity, and tokens a second over length](decode.png)\n\n" if levels(records) > 1 else ""
+    return f"{plots}{decode_table.markdown(records, level=3)}"
+
+
+def levels(records: list[dict[str, Any]]) -> int:
+    """How many sparsities: a picture of one says nothing."""
+    return len({record["config"]["sparsity"] for record in records})

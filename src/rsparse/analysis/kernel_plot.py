@@ -49,10 +49,11 @@ def _speedups(axis: Any, rows: Sequence[Row], label: str, number: int) -> None:
         chosen = sorted((row for row in rows if row["ranks"] == ranks), key=lambda row: row["bytes_read"])
         if chosen:
             x = [row["bytes_read"] / row["dense_bytes"] for row in chosen]
+            many = len(chosen) > 2  # a line between two points would cross the bound
             axis.plot(
-                x, [row["speedup"] for row in chosen], line, label=label + ("" if ranks == "none" else ", low rank"),
-                marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1, color=f"C{number % 10}",
-                markerfacecolor=None if ranks == "none" else "none",
+                x, [row["speedup"] for row in chosen], linestyle=line if many else "none",
+                label=label + ("" if ranks == "none" else ", low rank"), marker=MARKERS[number % len(MARKERS)], markersize=4,
+                linewidth=1, color=f"C{number % 10}", markerfacecolor=None if ranks == "none" else "none",
             )  # fmt: skip
 
 

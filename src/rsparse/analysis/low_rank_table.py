@@ -102,4 +102,4 @@ def markdown(ranks: Mapping[str, Record], records: Sequence[Record], level: floa
         lines += [f"**{model}**", "", *kind_table(rank, mine, level), ""]
         lines += [f"Rank correlation of a linear's price with its spectra: {', '.join(words)}.", ""]
     gains = gain_table(records)
-    return "\n".join([*lines, *(["**What it gained**", "", *gains, ""] if gains else [])])
+    return "\n".join([*lines, *(["**KL with and without it**", "", *gains, ""] if gains else [])])

@@ -46,7 +46,13 @@ def plot(records: Sequence[dict[str, Any]], path: Path, *, policy: str | None = 
     for axis in axes[-1]:
         axis.set_xlabel("bytes a token reads, share of dense")
     entries = dict(reversed([pair[::-1] for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True)]))
-    figure.legend([entries[name] for name in sorted(entries)], sorted(entries), loc="outside lower center", ncols=7, fontsize=8)
+    figure.legend(
+        [entries[name] for name in sorted(entries)],
+        sorted(entries),
+        loc="outside lower center",
+        ncols=min(7, 2 * len(texts)),
+        fontsize=8,
+    )
     dashed = "; dashed: compensated" if any(r["config"].get("compensation") for r in found) else ""
     figure.suptitle(f"Quality over bytes read, token policy {policy}{dashed}", fontsize=10)
     with new_file(path) as aside:

@@ -8,11 +8,13 @@ from typing import Any
 from rsparse.fingerprint import weights_sha
 from rsparse.sparse_model import is_sparse, state
 
+FILES = (".gguf", ".json", ".jsonl", ".txt")
+
 
 def short(name: str) -> str:
-    """A model or text by name, without this machine's folders."""
+    """A model or text by name, without this machine's folders; a file's stays the same once it is gone."""
     path = Path(name)
-    return path.name if path.exists() else name
+    return path.name if path.suffix in FILES or path.exists() else name
 
 
 def backend(model: Any) -> str:
