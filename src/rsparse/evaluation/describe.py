@@ -8,7 +8,7 @@ from typing import Any
 from rsparse.fingerprint import weights_sha
 from rsparse.sparse_model import is_sparse, state
 
-FILES = (".gguf", ".json", ".jsonl", ".txt")
+FILES = (".jsonl", ".txt")
 
 
 def short(name: str) -> str:
