@@ -162,19 +162,22 @@ class Recipe:
         total = sum(unit.size for unit in self.units.values())
         return sum(unit.sparsity * unit.size for unit in self.units.values()) / total if total else 0.0
 
-    def kinds(self) -> dict[str, dict[str, Any]]:
-        """By `q_proj` and the like, or `gate_up` in groups: mean `rho` over the blocks, the share of units with a rank
-        (`ranked`), and each `criterion` among them."""
+    def by_kind(self) -> dict[str, list[UnitRecipe]]:
+        """Units by `q_proj` and the like, or `gate_up` in groups."""
         found: dict[str, list[UnitRecipe]] = {}
         for name, unit in self.units.items():
             found.setdefault(name.rpartition(".")[2], []).append(unit)
+        return found
+
+    def kinds(self) -> dict[str, dict[str, Any]]:
+        """By kind: mean `rho` over the blocks, the share of units with a rank (`ranked`), and each `criterion` among them."""
         return {
             kind: {
                 "rho": round(sum(unit.rho for unit in units) / len(units), 4),
                 "ranked": round(sum(unit.rank > 0 for unit in units) / len(units), 4),
                 "criterion": sorted({unit.criterion for unit in units}),
             }
-            for kind, units in found.items()
+            for kind, units in self.by_kind().items()
         }
 
     @property

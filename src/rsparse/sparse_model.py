@@ -112,10 +112,8 @@ class RecipeState(SparseState):
 
     def levels(self) -> dict[str, float]:
         """By `q_proj` and the like, or `gate_up` in groups."""
-        levels: dict[str, list[float]] = {}
-        for name, unit in self.recipe.units.items():
-            levels.setdefault(name.rpartition(".")[2], []).append(unit.sparsity)
-        return {kind: round(sum(values) / len(values), 4) for kind, values in levels.items()}
+        kinds = self.recipe.by_kind()
+        return {kind: round(sum(unit.sparsity for unit in units) / len(units), 4) for kind, units in kinds.items()}
 
     def measured(self, model: PreTrainedModel) -> list[RSparseLinear]:
         return [members[0] for members in unit_members(model).values()]

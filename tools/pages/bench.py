@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pages.folders import TITLES
-from rsparse.analysis.quality_table import figure, head_lines, markdown, row_line, share_of_chance, texts_of
+from rsparse.analysis.quality_table import figure, head_lines, markdown, row_line, share_cell, texts_of
 
 README_LEVEL = 0.5
 
@@ -54,10 +54,7 @@ def readme_table(records: list[dict[str, Any]]) -> list[str]:
         for preset in sorted(by_text, key=lambda preset: (by_text[preset][texts[0]]["perplexity"], preset)):
             cells = [figure(by_text[preset][text]["perplexity"], 1) for text in texts]
             size = statistics.fmean(m["bytes_per_token"] for m in by_text[preset].values())
-            shares = []
-            for policy in ("all", "decode"):
-                share = share_of_chance(scored[preset], scored["dense"], policy)
-                shares.append("" if share is None else f"{share.value:.0%} ({share.low:.0%} to {share.high:.0%})")
+            shares = [share_cell(scored[preset], scored["dense"], policy) for policy in ("all", "decode")]
             lines.append(row_line([model.removesuffix(".gguf"), preset, *cells, f"{size / 1e6:.0f}", *shares]))
     return lines
 

@@ -45,8 +45,8 @@ def dropped_of(weight: Tensor, rows: Tensor, sparsity: float, rho: float) -> Dro
     W, rows = weight.float(), rows.to(weight.device, torch.float32)
     fit, test = rows[0::2], rows[1::2]
     unit = UnitRecipe.uniform({"": W.shape[0]}, W.shape[1], sparsity, rho)
-    dropped = drop(rows, threshold(fit, sparsity))
-    error = _energy(drop(test, threshold(fit, sparsity)) @ W.T)
+    alone = threshold(fit, sparsity)  # with all bytes for channels
+    dropped, error = drop(rows, alone), _energy(drop(test, alone) @ W.T)
     ratio = svd_ratio = 1.0
     if unit.rank and error:
         level = threshold(fit, 1 - unit.kept_share)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rsparse.analysis.quality_table import figure, head_lines, row_line, rows_of
 
 Record = dict[str, Any]
+Metrics = dict[str, Any]
 BASE = "sparse_only"
 
 
 def gap_closed(perplexity: float, base: float, dense: float) -> float:
     """(base − perplexity) / (base − dense): 0 for sparse-only, 1 for dense; NaN where sparse-only costs nothing."""
     return (base - perplexity) / (base - dense) if base > dense else math.nan
+
+
+def gaps_closed(
+    mine: Mapping[str, Metrics], base: Mapping[str, Metrics], dense: Mapping[str, Metrics], texts: Sequence[str]
+) -> list[float] | None:
+    """`gap_closed` on each text, of metrics by text; None where one of them lacks a text."""
+    if not all(text in each for text in texts for each in (mine, dense, base)):
+        return None
+    return [gap_closed(mine[text]["perplexity"], base[text]["perplexity"], dense[text]["perplexity"]) for text in texts]
 
 
 def gap_tables(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
@@ -36,16 +46,16 @@ def gap_tables(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
 
 def _rows(records: Sequence[Record], texts: Sequence[str], compensated: bool) -> list[str]:
     groups = rows_of(records)
-    found = {key: _by_text(group) for key, group in groups.items()}
+    found = {key: by_text(group) for key, group in groups.items()}
     lines = []
     for (model, level, preset), mine in found.items():
         dense, base = found.get((model, 0.0, "dense"), {}), found.get((model, level, BASE), {})
-        if not all(text in each for text in texts for each in (mine, dense, base)):
+        shares = gaps_closed(mine, base, dense, texts)
+        if shares is None:
             continue
         fitted = any(r["config"].get("compensation") for r in groups[model, level, preset])
         if preset in ("dense", BASE) or fitted != compensated:
             continue
-        shares = [gap_closed(mine[text]["perplexity"], base[text]["perplexity"], dense[text]["perplexity"]) for text in texts]
         if sum(shares) < -len(shares):
             continue
         cells = [f"{figure(mine[text]['perplexity'])} ({_percent(share)})" for text, share in zip(texts, shares, strict=True)]
@@ -57,7 +67,8 @@ def _rows(records: Sequence[Record], texts: Sequence[str], compensated: bool) ->
     return [line for *_, line in sorted(lines)]
 
 
-def _by_text(group: Sequence[Record]) -> dict[str, Any]:
+def by_text(group: Sequence[Record]) -> dict[str, Metrics]:
+    """What records with a perplexity measured, by text."""
     return {r["config"]["data"]: r["metrics"] for r in group if "perplexity" in r["metrics"]}
 
 

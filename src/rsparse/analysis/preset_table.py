@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rsparse.analysis.gap_table import BASE, gap_closed
-from rsparse.analysis.quality_table import head_lines, row_line, rows_of, share_of_chance
+from rsparse.analysis.gap_table import BASE, by_text, gaps_closed
+from rsparse.analysis.quality_table import head_lines, row_line, rows_of, share_cell
 
 Record = dict[str, Any]
 PRESETS = {"teal": "fast", "balanced": "balanced", "best": "best"}  # fast's records are those of its method
@@ -31,9 +31,7 @@ def preset_table(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
             if closed is None:
                 continue
             cells = [model.removesuffix(".gguf"), f"{level:.0%}", f"`{name}`", f"{closed:.0%}"]
-            for policy in ("all", "decode"):
-                share = share_of_chance(mine, dense, policy)
-                cells.append("" if share is None else f"{share.value:.0%} ({share.low:.0%} to {share.high:.0%})")
+            cells += [share_cell(mine, dense, policy) for policy in ("all", "decode")]
             config = mine[0]["config"]
             for field in ("recipe_seconds", "fit_seconds"):
                 cells.append("" if config.get(field) is None else f"{config[field]:.0f}")
@@ -43,14 +41,8 @@ def preset_table(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
 
 
 def _closed(mine: Sequence[Record], base: Sequence[Record], dense: Sequence[Record], texts: Sequence[str]) -> float | None:
-    """The mean gap closed; None where a text is missing, or sparse-only lost nothing."""
-    found = [{r["config"]["data"]: r["metrics"]["perplexity"] for r in group if _is_text(r)} for group in (mine, base, dense)]
-    if not all(text in each for each in found for text in texts):
-        return None
-    shares = [gap_closed(*(each[text] for each in found)) for text in texts]
-    mean = sum(shares) / len(shares)
+    """The mean gap closed with every token sparse; None where a text is missing, or sparse-only lost nothing."""
+    own, bases, denses = (by_text([r for r in each if r["config"]["token_policy"] == "all"]) for each in (mine, base, dense))
+    shares = gaps_closed(own, bases, denses, texts)
+    mean = math.nan if shares is None else sum(shares) / len(shares)
     return None if math.isnan(mean) else mean
-
-
-def _is_text(record: Record) -> bool:
-    return "perplexity" in record["metrics"] and record["config"]["token_policy"] == "all"

@@ -121,6 +121,12 @@ def share_of_chance(records: Sequence[Record], dense: Sequence[Record], policy: 
     return None if base is None or mine is None else above_chance_share(task_scores(mine), task_scores(base))
 
 
+def share_cell(records: Sequence[Record], dense: Sequence[Record], policy: str) -> str:
+    """`share_of_chance` as a cell of whole percents; empty where it was not run."""
+    share = share_of_chance(records, dense, policy)
+    return "" if share is None else f"{share.value:.0%} ({share.low:.0%} to {share.high:.0%})"
+
+
 def _signed(found: Interval) -> str:
     return f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 

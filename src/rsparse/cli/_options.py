@@ -138,7 +138,12 @@ def task_names(args: argparse.Namespace) -> tuple[str, ...] | None:
     """Names given with --tasks, or None. Raises RSparseError for an empty list."""
     if args.tasks is None:
         return None
-    names = tuple(name.strip() for name in args.tasks.split(",") if name.strip())
+    names = tuple(words(args.tasks))
     if not names:
         raise RSparseError("--tasks names no task")
     return names
+
+
+def words(text: str) -> list[str]:
+    """What stands between commas, less the empty."""
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> None:
         raise RSparseError("name a MODEL, or a --shape in its place")
     if args.shape and args.calibration:
         raise RSparseError("--shape has random weights and needs no --calibration")
-    settings = DecodeSettings(args.prompt_tokens, args.new_tokens, args.repeats, args.batch, tuple(_words(args.dense)))
-    cells = list(cells_of(_numbers(args.sparsity), _words(args.ranks)))
+    settings = DecodeSettings(args.prompt_tokens, args.new_tokens, args.repeats, args.batch, tuple(options.words(args.dense)))
+    cells = list(cells_of(_numbers(args.sparsity), options.words(args.ranks)))
     if args.out.exists() and not args.out.is_dir():
         raise RSparseError(f"{args.out} is a file; name a folder to write to")
     check_writable(args.out / "table.md")
@@ -124,13 +124,9 @@ def _is_checkpoint(source: Any) -> bool:
     return isinstance(source, Checkpoint)
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def _numbers(text: str) -> list[float]:
     try:
-        found = [float(word) for word in _words(text)]
+        found = [float(word) for word in options.words(text)]
     except ValueError:
         found = []
     if not found:

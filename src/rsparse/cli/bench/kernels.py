@@ -68,10 +68,10 @@ def _plan(args: argparse.Namespace) -> Any:
     from rsparse.benchmark.kernels.cases import MODELS, UNITS, Plan
 
     return Plan(
-        models=MODELS if args.models is None else _words(args.models),
-        units=tuple(UNITS) if args.units is None else _words(args.units),
+        models=MODELS if args.models is None else options.words(args.models),
+        units=tuple(UNITS) if args.units is None else options.words(args.units),
         levels=_numbers(args.levels),
-        ranks=_words(args.ranks),
+        ranks=options.words(args.ranks),
         batch=args.batch,
     )
 
@@ -92,12 +92,8 @@ def _machine(args: argparse.Namespace) -> Any:
     return Machine(device, dtype, args.seed, args.repeats, args.seconds, args.tune_seconds)
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(word) for word in _words(text)]
+        return [float(word) for word in options.words(text)]
     except ValueError:
         raise RSparseError(f"--levels {text!r} must be numbers with commas, as 0.4,0.5") from None
