@@ -15,6 +15,7 @@ from rsparse.benchmark.kernels.execute import run_case
 from rsparse.benchmark.kernels.problem import Problem, between, counts
 from rsparse.benchmark.shapes import SHAPES
 from rsparse.ops.fused import fused_ops, settings
+from rsparse.ops.fused.cuda import compiler
 from rsparse.ops.fused.reference import act_mul, keep, rms_norm
 from rsparse.ops.fused.settings import Tiles
 from rsparse.ops.fused.triton_ops import TritonOps
@@ -136,6 +137,9 @@ def test_a_units_call_is_the_decode_steps():
     expected = add + act_mul(rms_norm(x, made.norm) @ gate_up.weight, block.act) @ down.weight
     found = paths.caller(problem.ReferenceOps(), "mlp", block, made.norm, (gate_up, down), x, add)()
     assert torch.allclose(found, expected, atol=1e-5)
+    alone = torch.randn(1, down.in_features)
+    found = paths.caller(problem.ReferenceOps(), "down", block, made.norm, (down,), alone, add)()
+    assert torch.allclose(found, add + alone @ down.weight, atol=1e-5), "the activation is no part of it"
 
 
 def test_copies_reach_beyond_the_caches(monkeypatch):
@@ -148,27 +152,30 @@ def test_copies_reach_beyond_the_caches(monkeypatch):
 
 
 def test_settings_that_are_missing():
-    linears = [block_of("tiny-llama").linears[name] for name in ("qkv", "o")]
+    linears = block_of("tiny-llama").linears
     settings.known("cpu")["dense 48 48"] = Tiles(1, 1, 1, 1, 1)
-    found = tiles.missing(CPU, torch.bfloat16, linears, 1)
+    found = tiles.missing(CPU, torch.bfloat16, ["qkv", "o"], linears, 1)
     assert found == [("head", 48, 48), ("head", 48, 96), ("dense", 48, 96)] + [
         (kind, 48, out) for kind in ("masked", "gather") for out in (48, 96)
     ]
-    assert {kind for kind, *_ in tiles.missing(CPU, torch.bfloat16, linears, 2)} == {"head", "dense", "rows"}
+    assert {kind for kind, *_ in tiles.missing(CPU, torch.bfloat16, ["qkv", "o"], linears, 2)} == {"head", "dense", "rows"}
 
 
 def test_ours_are_of_the_kernel_that_runs_a_shape(monkeypatch):
     """As an H100 has it: one launch where loads are aligned, else select and gather."""
-    monkeypatch.setattr(tiles.tune, "available", lambda device: True)
-    linears = [Linears("o", 48, (48,), False), Linears("qkv", 48, (48, 20, 20), False)]
+    monkeypatch.setattr(compiler, "refusal", lambda device: None)
+    outs = {"o": (48,), "qkv": (48, 20, 20), "gate_up": (64, 64), "down": (48,)}
+    linears = {name: Linears(name, 48, each, False) for name, each in outs.items()}
 
-    def kinds(dtype, batch):
+    def kinds(dtype, batch, units=("o", "qkv")):
         others = ("head", "dense", "masked")
-        return [each for each in tiles.missing(CPU, dtype, linears, batch) if each[0] not in others]
+        return [each for each in tiles.missing(CPU, dtype, units, linears, batch) if each[0] not in others]
 
     assert kinds(torch.bfloat16, 1) == [("stream", 48, 48), ("gather", 48, 88)]  # 88 is no multiple of a tile's 16
     assert kinds(torch.float32, 1) == [("gather", 48, 48), ("gather", 48, 88)]
     assert kinds(torch.bfloat16, 2) == [("rows", 48, 48), ("rows", 48, 88)]
+    assert kinds(torch.bfloat16, 1, ["mlp"]) == [("stream", 48, 48), ("paired", 48, 128)]
+    assert kinds(torch.bfloat16, 1, ["gate_up", "mlp"])[1:] == [("paired", 48, 128), ("stream", 48, 128)]
 
 
 def test_tuning_ends_with_its_time(monkeypatch):

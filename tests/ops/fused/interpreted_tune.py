@@ -10,8 +10,10 @@ import pytest
 import torch
 import triton
 
-from rsparse.ops.fused import settings, tune
+from rsparse.ops.fused import Section, settings, tune
+from rsparse.ops.fused.cuda import compiler
 from rsparse.ops.fused.settings import Tiles
+from rsparse.ops.fused.triton_ops import TritonOps
 from tests.ops.fused import problems
 
 
@@ -39,19 +41,13 @@ def test_the_best_of_the_first_and_of_what_follows_them():
 
 @pytest.mark.parametrize("shape", [(4096, 4096), (14336, 4096), (4096, 28672)])
 def test_candidates(shape):
-    """At most 20 to begin with, and both ways of splitting among them: a program a list, and lists that programs share."""
+    """At most 12 to begin with, and a good one's form with other numbers of programs after that."""
     for kind in ("gather", "dense", "rows"):
         first, more = tune.candidates(kind, *shape, 132)
-        assert len(first) == len(set(first)) <= 20
-        shared = [tiles for tiles in first if tiles.segments is not None]
-        assert {tiles.split for tiles in shared} == ({1, 2} if kind == "gather" else set())
-        if kind != "gather":
-            assert all(tiles.segments is None for tiles in more(first[0]))
-            continue
-        assert {tiles.segments for tiles in more(first[0])} == {None, 16}, "a good one is tried with shared lists too"
-        follow = more(shared[0])
-        assert {tiles.split for tiles in follow} == {1, 3, 4, 8}
-        assert {tiles.segments for tiles in follow} == {16, 32}
+        assert len(first) == len(set(first)) <= 12
+        follow = more(first[0])
+        assert {replace(tiles, split=first[0].split) for tiles in follow} == {first[0]}
+        assert len({tiles.split for tiles in [*follow, first[0]]}) > 1
 
 
 def test_candidates_of_the_stream_kernel_divide_the_columns():
@@ -60,6 +56,7 @@ def test_candidates_of_the_stream_kernel_divide_the_columns():
     assert len(tune.candidates("stream", 4096, 12288, 132)[0]) == len(tune.STREAMS)
     assert more(first[0]) == []
     assert Tiles(32, 128, 1, 16, 4) in first, "16 warps of 8 rows each read 128 rows of 32 columns at once"
+    assert tune.candidates("paired", 4096, 12288 + 32, 132)[0] == first, "16 columns of gate and 16 of up are 32 as well"
 
 
 @pytest.fixture
@@ -80,7 +77,6 @@ def pretend(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tune, "microseconds", microseconds)
     monkeypatch.setattr(tune, "FORMS", ((64, 16, 4, 2), (32, 16, 4, 2)))
-    monkeypatch.setattr(tune, "SHARED", tune.SHARED[:1])
     monkeypatch.setattr(tune, "MATRIX", ((64, 32, 4, 2),))
     monkeypatch.setattr(tune, "HEADS", tune.HEADS[:1])
     settings.known.cache_clear()
@@ -89,14 +85,15 @@ def pretend(tmp_path, monkeypatch):
 
 
 def model():
-    """Two groups of a sparse model, one of them dense, one stored by output row, and a head."""
+    """Groups of a sparse model, one of them dense, one stored by output row, a gate|up, and a head."""
     by_row = problems.group(32, (24,), dense=True)
     by_row = replace(by_row, weight=by_row.weight.T.contiguous().T)
     groups = [problems.group(128, (40,)), problems.group(64, (32,), dense=True), problems.group(128, (40,)), by_row]
-    return groups, torch.zeros(48, 64)
+    return groups, [problems.group(128, (24, 24))], torch.zeros(48, 64)
 
 
-NAMES = {"gather 128 40", "rows 128 40", "dense 64 32", "rows 64 32", "head 32 24", "head 64 48"}
+NAMES = {f"{kind} {shape}" for kind in ("gather", "rows") for shape in ("128 40", "128 48")}
+NAMES |= {"dense 64 32", "rows 64 32", "head 32 24", "head 64 48"}
 
 
 def test_an_unknown_gpu_is_measured_once(pretend):
@@ -116,11 +113,32 @@ def test_an_unknown_gpu_is_measured_once(pretend):
 
 
 def test_one_row_of_a_gpu_with_the_compiled_kernel_is_tuned_for_it(monkeypatch):
-    _, head = model()
-    monkeypatch.setattr(tune, "available", lambda device: True)
-    covered, ragged = (problems.group(128, (out,), dtype=torch.bfloat16) for out in (48, 40))
-    names = {settings.key(*shape) for shape in tune.shapes_of([covered, ragged], head)}
-    assert names == {"stream 128 48", "rows 128 48", "gather 128 40", "rows 128 40", "head 64 48"}
+    *_, head = model()
+    monkeypatch.setattr(compiler, "refusal", lambda device: None)
+    covered, ragged, halves, thirds = (
+        problems.group(128, outs, dtype=torch.bfloat16) for outs in ((48,), (40,), (24, 24), (32, 16))
+    )
+    assert tune.shapes_of([covered, ragged], [], head) == {
+        ("stream", 128, 48), ("rows", 128, 48), ("gather", 128, 40), ("rows", 128, 40), ("head", 64, 48),
+    }  # fmt: skip
+    for gate_up, kind in ((halves, "paired"), (thirds, "stream"), (ragged, "gather"), (replace(halves, dense=True), "dense")):
+        shape = gate_up.weight.shape
+        assert tune.shapes_of([], [gate_up], head) == {(kind, *shape), ("rows", *shape), ("head", 64, 48)}
+
+
+@pytest.mark.parametrize(("kind", "act"), [("stream", None), ("paired", "silu")])
+def test_what_is_timed_is_what_runs(pretend, monkeypatch, kind, act):
+    """One of the two launches of an MLP block, at half of its channels."""
+    seen = []
+
+    def stream(x, group, sections, tiles, workspace, *, norm, act):
+        seen.append((x.shape, tuple(group.weight.shape), sections, norm.weight.shape, act))
+        assert 0.4 < float((x.abs() > group.threshold).float().mean()) < 0.6
+
+    monkeypatch.setattr(tune, "stream", stream)
+    tiles, _ = tune.tune_group(TritonOps(torch.device("cpu")), kind, 512, 64, torch.bfloat16)
+    assert tiles.split == 1
+    assert set(seen) == {((1, 512), (512, 64), (Section(0, 64, 0),), (512,), act)}
 
 
 def test_what_cannot_be_measured_follows_the_rule_with_a_warning(pretend, monkeypatch):

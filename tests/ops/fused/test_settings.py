@@ -45,12 +45,7 @@ def test_what_nobody_measured_follows_the_rule(gpu):
     assert settings.default("rows", 256, 128) == Tiles(128, 64, 2, 4, 3)
     assert settings.default("stream", 4096, 12288) == Tiles(64, 32, 1, 8, 8)
     assert settings.default("stream", 4096, 4096) == Tiles(32, 128, 1, 16, 4)
-
-
-def test_lists_that_programs_share_are_kept_with_the_rest(tmp_path):
-    path, shared = tmp_path / "x.json", Tiles(64, 64, 2, 8, 3, 16)
-    path.write_text(json.dumps(settings.document("X", {}, {"gather 1 1": (shared, 1.0), "gather 2 2": (A, 1.0)})))
-    assert settings.read(path) == {"gather 1 1": shared, "gather 2 2": A}
+    assert settings.default("paired", 4096, 22016) == Tiles(128, 32, 1, 16, 4)
 
 
 def test_this_machines_own_measurement_counts_more(gpu):

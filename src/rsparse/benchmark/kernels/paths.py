@@ -125,12 +125,10 @@ def dense_ops(name: str, device: torch.device) -> FusedOps | Alone:
 def caller(
     ops: FusedOps | Alone, unit: str, block: Block, norm: Norm, groups: Sequence[Group], x: Tensor, add: Tensor | None
 ) -> Callable[[], Tensor]:
-    """One call of the unit as the decode step makes it, with the residual where a block adds it."""
+    """One call of the unit, with the norm before it or the residual where a block has it; the activation is the MLP's alone."""
     first = groups[0]
     if unit == "mlp":
         return lambda: ops.mlp(x, norm, first, block.act, groups[1], add)
-    if unit == "down":
-        return lambda: ops.act_project(x, block.act, first, add)
-    if unit == "o":
+    if unit in ("o", "down"):
         return lambda: ops.project(x, first, add)
     return lambda: ops.norm_project(x, norm, first)

@@ -49,7 +49,7 @@ class Problem:
         self.add = self._normal(case.batch, last.out_features)
         like = torch.zeros if self.block.plus_one else torch.ones
         self.norm = Norm(like(first.in_features, device=device, dtype=dtype), self.block.eps, self.block.plus_one)
-        self.kind = {"o": "plain", "down": "act"}.get(case.unit, "norm")
+        self.normed = case.unit not in ("o", "down")
 
     @torch.no_grad()
     def sparse(self, ranks: str) -> UnitPath:
@@ -116,7 +116,7 @@ class Problem:
 
     def _draw(self, ops: FusedOps, groups: Sequence[Group], budgets: Sequence[Budget], x: Tensor) -> Tensor:
         """Set the groups' thresholds by what they read; returns [inputs, 3]: see `counts`."""
-        values = rms_norm(x, self.norm) if self.kind == "norm" else act_mul(x, self.block.act) if self.kind == "act" else x
+        values = rms_norm(x, self.norm) if self.normed else x
         found = []
         for place, (group, budget) in enumerate(zip(groups, budgets, strict=True)):
             if place:
@@ -127,12 +127,11 @@ class Problem:
         return torch.stack(found)
 
     def _input(self, kept: int) -> Tensor:
-        """x [rows, in], or [rows, 2·in] for an activation, whose scores beyond the `kept` largest of a row are far smaller."""
+        """x [rows, in], whose scores beyond the `kept` largest of a row are far smaller."""
         rows, columns = self.case.batch, self.linears[0].in_features
         order = self._uniform(rows, columns).argsort(1).argsort(1)
         size = torch.where(order < kept, 1 + self._uniform(rows, columns), self._uniform(rows, columns) / 4)
-        x = (size * torch.where(self._uniform(rows, columns) < 0.5, -1, 1)).to(self.dtype)
-        return x if self.kind != "act" else torch.cat([(1 + self._uniform(rows, columns)).to(self.dtype), x], 1)
+        return (size * torch.where(self._uniform(rows, columns) < 0.5, -1, 1)).to(self.dtype)
 
     def _error(self, ops: FusedOps, groups: Sequence[Group], x: Tensor, add: Tensor | None) -> float:
         """Relative RMS distance from the reference ops. Raises ArithmeticError where it is no rounding any more."""

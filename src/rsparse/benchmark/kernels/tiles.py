@@ -20,22 +20,28 @@ from rsparse.ops.fused.triton_ops import TritonOps
 KEEPS_HALF = 0.6745  # of N(0, 1)
 
 
-def missing(device: torch.device, dtype: torch.dtype, linears: Iterable[Linears], batch: int) -> list[tuple[str, int, int]]:
+def missing(
+    device: torch.device, dtype: torch.dtype, units: Iterable[str], linears: Mapping[str, Linears], batch: int
+) -> list[tuple[str, int, int]]:
     """(kind, in, out) without settings of their own, what we compare with first: where time ends, ours are the worse tuned."""
-    shapes, there = sorted({(each.in_features, each.out_features) for each in linears}), known(gpu_name(device))
+    shapes: dict[tuple[int, int], set[str]] = {}
+    for unit in units:
+        for name in UNITS[unit]:
+            shape = (linears[name].in_features, linears[name].out_features)
+            paired = unit == "mlp" and name == "gate_up"
+            shapes.setdefault(shape, set()).add(ours(device, dtype, *shape, batch, paired=paired))
     others = ("head", "dense", "masked") if batch == 1 else ("head", "dense")
-    wanted = [(kind, *shape) for kind in others for shape in shapes]
-    wanted += [(ours(device, dtype, *shape, batch), *shape) for shape in shapes]
-    return [each for each in wanted if key(*each) not in there]
+    wanted = [(kind, *shape) for kind in others for shape in sorted(shapes)]
+    wanted += [(kind, *shape) for shape in sorted(shapes) for kind in sorted(shapes[shape])]
+    return [each for each in wanted if key(*each) not in known(gpu_name(device))]
 
 
-def ours(device: torch.device, dtype: torch.dtype, columns: int, out: int, batch: int) -> str:
-    """The kind of settings that the decode step of a sparse model looks up for linears of this shape."""
+def ours(device: torch.device, dtype: torch.dtype, columns: int, out: int, batch: int, *, paired: bool) -> str:
+    """The kind of settings that a sparse path looks up for linears of this shape; `paired` for an MLP's first ones."""
     if reads_every_weight(batch):
         return "rows"
     weight = torch.empty(columns, out, device=device, dtype=dtype)  # there, since how wide an input may be is the device's
-    looked_up = tune.shapes_of([masked_group(weight)], torch.empty(1, 1, device=device))
-    return next(kind for kind, *_ in looked_up if kind not in ("head", "rows"))
+    return tune.one_row(masked_group(weight), device, paired=paired)
 
 
 class Tuner:
@@ -63,8 +69,7 @@ class Tuner:
         """Measure what the units of a block lack, until the time is up."""
         if self.device.type != "cuda":
             return
-        names = dict.fromkeys(name for unit in units for name in UNITS[unit])
-        for kind, columns, out in missing(self.device, self.dtype, [linears[name] for name in names], batch):
+        for kind, columns, out in missing(self.device, self.dtype, units, linears, batch):
             if self.left <= 0:
                 return
             start = time.perf_counter()

@@ -17,11 +17,11 @@ def fused_ops(backend: str, device: torch.device) -> FusedOps:
     Scratch memory belongs to the returned object: one for each stream that steps run on.
     """
     if backend == "triton":
-        from rsparse.ops.fused.cuda.compiler import refusal as why_not
+        from rsparse.ops.fused.cuda import compiler
         from rsparse.ops.fused.cuda.ops import CudaOps
         from rsparse.ops.fused.triton_ops import TritonOps
 
-        why = why_not(device)
+        why = compiler.refusal(device)
         if why is None:
             return CudaOps(device)
         if device.type == "cuda":

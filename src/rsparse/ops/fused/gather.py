@@ -1,7 +1,6 @@
 """y = W (m⊙x) + U z + b over compacted channels: rows of the input-major weight, read where a channel is kept.
 
-A program sums one segment's channels for one tile of columns, or its share of all segments' channels, or the low-rank part; the
-last of a tile adds the parts up.
+A program sums one segment's channels for one tile of columns, or the low-rank part; the last of a tile adds the parts up.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ def _gather(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     LOW_RANK: tl.constexpr,
-    SHARED: tl.constexpr,  # parts share the kept channels of all segments, else each has its own segment
-    SEGMENTS: tl.constexpr,  # power of two from `segments` on, where SHARED or LOW_RANK
+    SEGMENTS: tl.constexpr,  # power of two from `segments` on, where LOW_RANK
     EVEN: tl.constexpr,  # no tile passes its section's end
     OVERLAP: tl.constexpr,
 ):
@@ -87,23 +85,13 @@ def _gather(  # type: ignore[no-untyped-def]
     if part < split:
         first = part * length
         count = tl.minimum(length, columns - first)
-        if SHARED:
-            segment = tl.arange(0, SEGMENTS)
-            counts = tl.load(counts_ptr + mask * segments + segment, segment < segments, 0)
-            ends, room = tl.cumsum(counts, 0), length - counts
-            total = tl.sum(counts, 0)
-            count = tl.cdiv(total, split)
-            first = part * count
-            count = tl.minimum(count, total - first)
-        elif indices_ptr is not None:
+        if indices_ptr is not None:
             count = tl.load(counts_ptr + mask * segments + part)
         values = values_ptr + mask * mask_stride
         for start in tl.range(0, count, BLOCK_K, num_stages=STAGES):
             step = start + tl.arange(0, BLOCK_K)
             used = step < count
             place = first + step
-            if SHARED:  # every segment before left some of its room unused
-                place += tl.sum(tl.where(ends[None, :] <= place[:, None], room[None, :], 0), 1)
             channel = place if indices_ptr is None else tl.load(indices_ptr + mask * row_stride + place, used, 0)
             at = channel.to(tl.int64)[:, None] * w_step + column[None, :]
             # evict_first: no weight is read again before all others were
@@ -172,21 +160,19 @@ def gather(
     starts = [section.start for section in sections[1:]] + [0, 0]
     firsts = [sum(counts[: index + 1]) for index in range(len(counts) - 1)] + [0, 0]
     masks = [section.mask for section in sections] + [0, 0]
-    length, split, shared = lists.length, lists.segments, False
+    length, split = lists.length, lists.segments
     if not lists.compact:
         length, split = segmented(lists.columns, tiles.split)
-    elif tiles.segments is not None:
-        split, shared = tiles.split, True
     parts = split + (U is not None)
     mask_stride = rows * lists.row_stride
     # Kernels that do not see it are the same for all.
-    SEGMENTS = triton.next_power_of_2(lists.segments) if shared or U is not None else 1
+    SEGMENTS = triton.next_power_of_2(lists.segments) if U is not None else 1
     _gather[(sum(counts), parts)](
         lists.values, lists.indices, lists.counts, weight, lists.z, U, bias, add, y,
         workspace.floats("parts", parts * rows * out), workspace.counters(sum(counts)),
         rows, lists.columns, out, weight.stride(0), length, lists.row_stride, mask_stride, lists.segments, lists.rank,
         *((0, 0) if U is None else U.stride()), *starts[:2], *firsts[:2], *masks[:3],
-        split, parts, len(sections), ROWS, BLOCK_N, BLOCK_K, tiles.stages, U is not None, shared, SEGMENTS,
+        split, parts, len(sections), ROWS, BLOCK_N, BLOCK_K, tiles.stages, U is not None, SEGMENTS,
         all((section.stop - section.start) % BLOCK_N == 0 for section in sections),
         num_warps=tiles.warps, **options(overlap),
     )  # fmt: skip

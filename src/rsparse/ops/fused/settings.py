@@ -21,9 +21,8 @@ TUNED = Path(__file__).parent / "tuned"
 class Tiles:
     """One program's tile: block_n outputs by block_k channels at a time, `split` programs over the channels.
 
-    warps a program, stages of loads in flight. head (a weight [out, in]) has split 1; so has stream (cuda/stream.cu), whose
-    block_k is what its warps read at once. segments: how many lists of kept
-    channels `select` makes, which the programs share evenly; None for one a program.
+    warps a program, stages of loads in flight. head (a weight [out, in]) has split 1; so have stream and paired
+    (cuda/stream.cu, a linear and gate|up with its activation), whose block_k is what their warps read at once.
     """
 
     block_n: int
@@ -31,7 +30,6 @@ class Tiles:
     split: int
     warps: int
     stages: int
-    segments: int | None = None
 
 
 def key(kind: str, columns: int, out: int) -> str:
@@ -106,6 +104,8 @@ def default(kind: str, columns: int, out: int) -> Tiles:
     """What a first sketch found best on an H100 (design of the kernels), for shapes and GPUs that nobody measured."""
     if kind == "head":
         return Tiles(16, 512, 1, 4, 3)
+    if kind == "paired":
+        return stream_form(128, 16, 4)
     if kind == "stream":
         return stream_form(64, 8, 8) if out >= 2 * columns else stream_form(32, 16, 4)
     if kind == "rows":  # a matrix product; its parts are of 16 rows each, so few of them

@@ -100,7 +100,7 @@ class TritonOps:
 
     def _lists(self, x: Tensor, group: Group, tiles: Tiles, *, compact: bool) -> Lists:
         if compact:
-            length, segments = segmented(group.in_features, tiles.segments or tiles.split)
+            length, segments = segmented(group.in_features, tiles.split)
         else:  # gather splits as it likes
             length, segments = linear_segments(group.in_features)
         rows, masks = x.shape[0], 1 if group.dense else group.threshold.shape[0]

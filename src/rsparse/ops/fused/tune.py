@@ -14,8 +14,8 @@ import triton
 from torch import Tensor
 
 from rsparse.atomic import write_text
-from rsparse.ops.fused.cuda.compiler import CudaError
-from rsparse.ops.fused.cuda.ops import NARROWEST, available
+from rsparse.ops.fused.cuda import compiler
+from rsparse.ops.fused.cuda.ops import NARROWEST
 from rsparse.ops.fused.cuda.stream import covers, stream
 from rsparse.ops.fused.matvec import matvec
 from rsparse.ops.fused.settings import Tiles, cache_folder, channels_of, document, file_name, gpu_name, key, known, stream_form
@@ -29,9 +29,6 @@ FORMS = (
     (512, 16, 4, 2), (512, 16, 4, 3), (512, 16, 8, 3), (512, 32, 8, 2), (256, 32, 4, 2), (256, 32, 4, 3),
     (256, 16, 4, 4), (256, 64, 8, 2), (128, 64, 4, 3), (128, 32, 4, 4), (1024, 16, 8, 2), (1024, 8, 4, 3),
 )  # fmt: skip
-# The same with SEGMENTS lists that all programs share, by split: few programs of many warps, and with one no parts to add up.
-SHARED = ((32, 128, 8, 3), (64, 64, 8, 3), (64, 128, 8, 2), (128, 64, 8, 2))
-SEGMENTS, SPLITS, OTHER_SPLITS = 16, (1, 2), (3, 4, 8)
 TOGETHER = 4  # rows
 MATRIX = (
     (128, 64, 4, 3), (128, 64, 4, 4), (64, 64, 4, 4), (64, 128, 4, 3), (128, 32, 4, 4), (256, 32, 8, 3), (128, 64, 8, 3),
@@ -65,7 +62,7 @@ def best(
     def measure(tiles: Tiles) -> None:
         if tiles not in times:
             # The error is of too much shared memory, or too many registers, for this GPU.
-            with contextlib.suppress(triton.CompilationError, triton.OutOfResources, CudaError):
+            with contextlib.suppress(triton.CompilationError, triton.OutOfResources, compiler.CudaError):
                 times[tiles] = time(tiles)
 
     for tiles in first:
@@ -79,7 +76,7 @@ def best(
 
 def candidates(kind: str, columns: int, out: int, processors: int) -> tuple[list[Tiles], Callable[[Tiles], list[Tiles]]]:
     """The settings of a group to try first, and those to try after a good one."""
-    if kind == "stream":
+    if kind in ("stream", "paired"):
         fit = [form for form in STREAMS if out % form[0] == 0 and columns <= channels_of(form[1])]
         return [stream_form(*form) for form in fit], lambda tiles: []
 
@@ -88,17 +85,7 @@ def candidates(kind: str, columns: int, out: int, processors: int) -> tuple[list
 
     forms, share, others = (MATRIX, FIRST_MATRIX, OTHER_MATRIX) if kind == "rows" else (FORMS, FIRST, OTHERS)
     first = [spread(Tiles(n, k, 1, warps, stages), share) for n, k, warps, stages in forms]
-    if kind == "gather":
-        first += [Tiles(n, k, split, warps, stages, SEGMENTS) for n, k, warps, stages in SHARED for split in SPLITS]
-
-    def more(tiles: Tiles) -> list[Tiles]:
-        if tiles.segments is not None:
-            wider = [replace(tiles, split=split) for split in OTHER_SPLITS]
-            return [*wider, replace(tiles, segments=2 * SEGMENTS)]
-        found = [spread(tiles, share) for share in others]
-        return [*found, replace(tiles, segments=SEGMENTS)] if kind == "gather" else found
-
-    return first, more
+    return first, lambda tiles: [spread(tiles, share) for share in others]
 
 
 def tune_group(ops: TritonOps, kind: str, columns: int, out: int, dtype: torch.dtype) -> tuple[Tiles, float]:
@@ -114,8 +101,9 @@ def tune_group(ops: TritonOps, kind: str, columns: int, out: int, dtype: torch.d
     norm = Norm(torch.ones(columns, device=device, dtype=dtype), 1e-6)
 
     def project(tiles: Tiles, group: Group) -> Tensor:
-        if kind == "stream":
-            return stream(x, group, group.sections, tiles, ops.workspace, kind="norm", norm=norm)
+        if kind in ("stream", "paired"):
+            act = "silu" if kind == "paired" else None
+            return stream(x, group, group.sections, tiles, ops.workspace, norm=norm, act=act)
         return ops.project_with(tiles, x, group, None, "norm", norm)
 
     def time(tiles: Tiles) -> float:
@@ -160,25 +148,35 @@ def measurement(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "dtype": str(dtype).removeprefix("torch."),
-        "what": f"norm, select and gather of one row (rows: of {TOGETHER}; stream: in one launch), µs; all but dense and "
-        "head at 50 %; weights rotated past L2; CUDA graph",
+        "what": f"norm, select and gather of one row (rows: of {TOGETHER}; stream, paired: in one launch), µs; "
+        "all but dense and head at 50 %; weights rotated past L2; CUDA graph",
     }
 
 
-def shapes_of(groups: Iterable[Group], lm_head: Tensor) -> set[tuple[str, int, int]]:
-    """What `tune` measures for a model's groups and its head [vocab, hidden]."""
+def shapes_of(groups: Iterable[Group], gate_ups: Iterable[Group], lm_head: Tensor) -> set[tuple[str, int, int]]:
+    """What `tune` measures for a model's gate|up, its other groups and its head [vocab, hidden]."""
     found = {("head", lm_head.shape[1], lm_head.shape[0])}
-    for group in groups:
-        columns, out = group.weight.shape
+    for group, pair in (*((group, False) for group in groups), *((group, True) for group in gate_ups)):
         by_row = group.dense and group.weight.stride(1) != 1
-        streams = available(lm_head.device) and covers(group, stream_form(NARROWEST, 8, 8))
-        one_row = "dense" if group.dense else "stream" if streams else "gather"
-        kinds = ("head",) if by_row else (one_row, "rows")
-        found |= {(kind, columns, out) for kind in kinds}
+        kinds = ("head",) if by_row else (one_row(group, lm_head.device, paired=pair), "rows")
+        found |= {(kind, *group.weight.shape) for kind in kinds}
     return found
 
 
-def tune_once(device: torch.device, groups: Iterable[Group], lm_head: Tensor) -> None:
+def one_row(group: Group, device: torch.device, *, paired: bool) -> str:
+    """The kind of settings that one row of the group goes by; `paired` for gate|up with its activation."""
+    if group.dense:
+        return "dense"
+    tiles = stream_form(NARROWEST, 8, 8)
+    if compiler.refusal(device) is None:
+        if paired and covers(group, tiles, paired=True):
+            return "paired"
+        if covers(group, tiles):
+            return "stream"
+    return "gather"
+
+
+def tune_once(device: torch.device, groups: Iterable[Group], gate_ups: Iterable[Group], lm_head: Tensor) -> None:
     """Measure a model's shapes on a GPU that nobody has settings for, and keep them in this machine's cache.
 
     Takes a minute or two there, of compiling for the most part, and nothing elsewhere. Where it fails, a warning says so and
@@ -190,7 +188,7 @@ def tune_once(device: torch.device, groups: Iterable[Group], lm_head: Tensor) ->
     path = cache_folder() / file_name(gpu)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = tune(device, shapes_of(groups, lm_head), lm_head.dtype)
+        found = tune(device, shapes_of(groups, gate_ups, lm_head), lm_head.dtype)
         write_text(path, json.dumps(document(gpu, measurement(device, lm_head.dtype), found), indent=1) + "\n")
     except Exception as error:  # no memory for test weights, no room on disk, a compiler that fails: decoding does not need it
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

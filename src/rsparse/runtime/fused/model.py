@@ -31,8 +31,9 @@ class FusedModel:
         if backend == "triton":
             from rsparse.ops.fused.tune import tune_once
 
-            packed = (group for each in self.layers.layers for group in (each.qkv, each.o, each.gate_up, each.down))
-            tune_once(self.layers.lm_head.device, packed, self.layers.lm_head)
+            blocks, head = self.layers.layers, self.layers.lm_head
+            others = (group for each in blocks for group in (each.qkv, each.o, each.down))
+            tune_once(head.device, others, (each.gate_up for each in blocks), head)
 
     def is_of(self, model: PreTrainedModel, backend: str) -> bool:
         """Whether `model` is still the one that was packed: recipe, thresholds and storage."""

@@ -20,12 +20,12 @@ KERNEL = """
 namespace kernel_{name} {{
 {macros}
 #define stream stream_{name}
-static __shared__ unsigned list[COLUMNS];
+static __shared__ unsigned list[COLUMNS * LISTS];
 #include "{primitives}"
 #include "{source}"
 #undef stream
 }}
-static void prepare_{name}() {{ std::fill_n(kernel_{name}::list, COLUMNS, 0xffff); }}
+static void prepare_{name}() {{ std::fill_n(kernel_{name}::list, COLUMNS * LISTS, 0xffff); }}
 extern "C" const char* launch_{name}(
     unsigned blocks, unsigned threads, bool order, size_t count, const size_t* sizes, void** arguments) {{
   backwards = order;
@@ -46,6 +46,8 @@ def text_of(constants):
 class Kernels:
     """Compiled ones by their constants, in `folder`. Many at once are much faster than one by one."""
 
+    text_of = staticmethod(text_of)
+
     def __init__(self, folder):
         self.folder = folder
         self.functions = {}
@@ -55,7 +57,7 @@ class Kernels:
         running = []
         for names in filter(None, (list(new)[i::PROCESSES] for i in range(PROCESSES))):
             file = self.folder / f"{len(self.functions)}_{names[0]}.cpp"
-            file.write_text(f'#include "{HERE / "block_on_cpu.h"}"\n' + "".join(text_of(new[name]) for name in names))
+            file.write_text(f'#include "{HERE / "block_on_cpu.h"}"\n' + "".join(self.text_of(new[name]) for name in names))
             command = [COMPILER, *OPTIONS, str(file), "-o", str(file.with_suffix(".so"))]
             running.append((subprocess.Popen(command, stderr=subprocess.PIPE, text=True), file.with_suffix(".so"), names))
         for process, library, names in running:

@@ -38,6 +38,9 @@ static float load_fresh(const float* p) {
   return *p;
 }
 
+static int load_kept(const int* p) { return *p; }
+static number load_kept(const number* p) { return *p; }
+
 static void prefetch(const number* p) { *(const volatile number*)p; }
 
 // A block signals last of all. Forwards its first thread is the first to come here: what the others have not done is too late.

@@ -27,14 +27,16 @@ def cache(tmp_path, monkeypatch):
 
 @needs_nvrtc
 @pytest.mark.parametrize(
-    ("arch", "kind", "half"),
-    [("sm_80", 0, False), ("sm_80", 4, True), ("sm_90", 1, True), ("sm_90", 2, False), ("sm_90", 3, False)],
+    ("arch", "norm", "act", "half"),
+    [("sm_80", 0, 0, False), ("sm_80", 2, 2, True), ("sm_90", 1, 0, True), ("sm_90", 1, 1, False)],
 )
-def test_stream_compiles(arch, kind, half):
+def test_stream_compiles(arch, norm, act, half):
     pytest.importorskip("triton")
     from rsparse.ops.fused.cuda.stream import constants
+    from rsparse.ops.fused.settings import stream_form
 
-    macros = constants(512, 64, 8, 4, kind, 3, True, True, half)
+    lists, sections = (2, 2) if act else (1, 3)
+    macros = constants(512, stream_form(64, 8, 4), norm, act, lists, sections, scaled=True, low_rank=True, half=half)
     cubin = compiled(source("primitives.cuh", "stream.cu"), macros, arch)
     assert cubin.startswith(b"\x7fELF")
     assert b".text.stream" in cubin

@@ -67,6 +67,30 @@ REFUSED = {
 }
 
 
+PAIRS = {
+    "a mask": (group(outs=(40, 40), masks=(0, 0)), True),
+    "a mask each": (group(outs=(40, 40), masks=(1, 0)), True),
+    "one section": (group(outs=(80,), masks=(0,)), True),
+    "unequal": (group(outs=(48, 32)), False),
+    "an odd number of columns": (group(outs=(81,), masks=(0,), rank=0), False),
+    "a tile in both": (group(outs=(36, 36)), False),
+    "three sections": (group(outs=(32, 16, 16), masks=(0, 0, 1)), False),
+    "dense": (group(outs=(40, 40), rank=0, dense=True), False),
+    "channels no vectors": (group(columns=60, outs=(40, 40)), False),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_it_covers_pairs(name):
+    made, covered = PAIRS[name]
+    assert covers(made, TILES, paired=True) == covered
+
+
+def test_a_pair_has_tiles_of_vectors():
+    """A tile of 8 columns would be 4 of gate and 4 of up, half of what a thread reads at once."""
+    assert not covers(group(outs=(40, 40)), stream_form(8, 2, 2), paired=True)
+
+
 @pytest.mark.parametrize("name", COVERED)
 def test_it_covers(name):
     assert covers(COVERED[name], TILES)
@@ -82,12 +106,16 @@ def test_the_list_has_room_in_shared_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(shared_memory_per_block_optin=room))
     for index, (size, most) in enumerate([(99 << 10, 23_808), (227 << 10, 56_576), (400 << 10, 65_535)]):
         room = size
-        assert stream._most_channels(torch.device("cuda", index), 4 * 16 * (64 + 16)) == most
+        assert stream._most_channels(torch.device("cuda", index), 4 * 16 * (64 + 16), 1) == most
+    room = 99 << 10
+    assert stream._most_channels(torch.device("cuda", 3), 4 * 16 * (64 + 16), 2) == 11_904, "a pair's two lists share it"
 
 
 def test_what_a_block_takes_goes_by_its_tile(monkeypatch):
     asked = []
-    monkeypatch.setattr(stream, "_most_channels", lambda device, taken: asked.append(taken) or 64)
+    monkeypatch.setattr(stream, "_most_channels", lambda device, *taken: asked.append(taken) or 64)
     assert covers(group(), stream_form(16, 8, 2))
     assert not covers(group(columns=72), stream_form(16, 32, 2))
-    assert asked == [4 * 8 * 32, 4 * 32 * 32]
+    for masks in ((0, 0), (0, 1)):
+        assert covers(group(outs=(32, 32), masks=masks), stream_form(16, 8, 2), paired=True)
+    assert asked == [(4 * 8 * 32, 1), (4 * 32 * 32, 1), (4 * 8 * 32, 1), (4 * 8 * 32, 2)]

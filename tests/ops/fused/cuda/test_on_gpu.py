@@ -1,4 +1,4 @@
-"""stream.cu where it is meant to run: what a CPU cannot show is blocks that run at once."""
+"""stream.cu and attend.cu where they are meant to run: what a CPU cannot show is blocks that run at once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import torch
 
 pytest.importorskip("triton")
 
-from rsparse.ops.fused.cuda.ops import CudaOps, available
-from rsparse.ops.fused.reference import ReferenceOps
+from rsparse.ops.fused.cuda import attend, compiler
+from rsparse.ops.fused.cuda.ops import CudaOps
+from rsparse.ops.fused.reference import ReferenceOps, act_mul
+from rsparse.ops.fused.types import Cache, Group, Section
 from tests.ops.fused import problems
 from tests.support.tolerance import assert_close_rms
 
 DEVICE = torch.device("cuda")
-pytestmark = pytest.mark.skipif(not (torch.cuda.is_available() and available(DEVICE)), reason="no GPU that stream.cu runs on")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or compiler.refusal(DEVICE) is not None, reason="no GPU that they run on"
+)
 TENSORS = ("weight", "bias", "channel_scale", "threshold", "V", "U")
 
 
@@ -33,7 +37,21 @@ def problem(columns, outs, masks, rank, dtype):
 def test_it_computes_what_the_reference_does(columns, outs, masks, rank, dtype):
     group, norm, x = problem(columns, outs, masks, rank, dtype)
     found = CudaOps(DEVICE).norm_project(x, norm, group)
-    assert_close_rms(found, ReferenceOps().norm_project(x, norm, group))
+    assert_close_rms(found, ReferenceOps().norm_project(x, norm, group), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rank", "masks"), [(0, (0, 0)), (0, (0, 1)), (24, (0, 0)), (200, (0, 1))])
+@pytest.mark.parametrize("act", ["silu", "gelu_tanh"])
+def test_gate_and_up_with_their_activation(act, rank, masks, dtype):
+    """Down sees it all: one-hot, it keeps every channel."""
+    group, norm, x = problem(2056, (1040, 1040), masks, rank, dtype)
+    one_hot = torch.eye(1040, device=DEVICE, dtype=dtype)
+    down = Group(one_hot, None, None, torch.full((1,), float("-inf"), device=DEVICE), None, None, (Section(0, 1040, 0),))
+    ops = CudaOps(DEVICE)
+    found = ops.mlp(x, norm, group, act, down)
+    assert_close_rms(found, ReferenceOps().mlp(x, norm, group, act, down), dtype)
+    torch.testing.assert_close(found, act_mul(ops.norm_project(x, norm, group), act), rtol=2**-6, atol=1e-3)
 
 
 def test_a_replayed_graph_gives_the_same_bits_and_leaves_the_counters():
@@ -63,3 +81,57 @@ def test_two_streams_at_once():
                 kept.append(ops.norm_project(x, norm, group))
     torch.cuda.synchronize()
     assert all(torch.equal(each, wanted) for kept in found for each in kept)
+
+
+ATTENTION = {
+    "blocks of a head share": {"rows": 1, "heads": 32, "kv_heads": 32, "d": 128, "slot": 700},
+    "7 q heads of a kv head": {"rows": 2, "heads": 28, "kv_heads": 4, "d": 128, "slot": 1000, "padded": True},
+    "a window and a softcap": {"rows": 1, "heads": 4, "kv_heads": 1, "d": 256, "slot": 900, "window": 512, "softcap": 20.0},
+    "no block shares": {"rows": 5, "heads": 32, "kv_heads": 32, "d": 64, "slot": 1023},
+    "few slots": {"rows": 1, "heads": 8, "kv_heads": 2, "d": 72, "slot": 3},
+}
+
+
+def attention_problem(dtype, normed=True, **shape):
+    norm = replace(problems.norm(shape["d"], dtype), weight=problems.norm(shape["d"], dtype).weight.to(DEVICE))
+    norms = {"q_norm": norm, "k_norm": norm} if normed else {}
+    qkv, cache, cos_sin, attention = problems.attention(**shape, length=1024, dtype=dtype, **norms)
+    moved = Cache(*(getattr(cache, name).to(DEVICE) for name in ("k", "v", "slot", "first", "position")))
+    return qkv.to(DEVICE), moved, cos_sin.to(DEVICE), attention
+
+
+@pytest.mark.parametrize("clusters", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention(name, dtype, clusters):
+    ops = CudaOps(DEVICE)
+    if clusters and not ops.clusters:
+        pytest.skip("no clusters")
+    ops.clusters = clusters
+    qkv, cache, cos_sin, attention = attention_problem(dtype, **ATTENTION[name])
+    assert attend.covers(qkv, cache, cos_sin, attention)
+    expected = problems.copied(cache)
+    wanted = ReferenceOps().attend(qkv, expected, cos_sin, attention)
+    found = ops.attend(qkv, cache, cos_sin, attention)
+    assert_close_rms(found, wanted, dtype)
+    assert torch.equal(cache.v.nan_to_num(), expected.v.nan_to_num())
+    assert_close_rms(cache.k.nan_to_num(), expected.k.nan_to_num(), dtype)
+    assert torch.equal(cache.k.isnan(), expected.k.isnan())
+    assert all(torch.equal(ops.attend(qkv, cache, cos_sin, attention), found) for _ in range(100))
+    assert not ops.workspace.counters(1).any()
+
+
+def test_a_replayed_graph_goes_on_by_a_slot():
+    ops, shape = CudaOps(DEVICE), {"rows": 1, "heads": 32, "kv_heads": 8, "d": 128, "slot": 500}
+    qkv, cache, cos_sin, attention = attention_problem(torch.bfloat16, normed=False, **shape)
+    expected = problems.copied(cache)
+    ops.attend(qkv, problems.copied(cache), cos_sin, attention)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = ops.attend(qkv, cache, cos_sin, attention)
+    for _ in range(20):
+        graph.replay()
+        assert_close_rms(found, ReferenceOps().attend(qkv, expected, cos_sin, attention), torch.bfloat16)
+        cache.slot.add_(1)
+        cache.position.add_(1)
+        qkv.mul_(-1)

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from rsparse.ops.fused import fused_ops
 from rsparse.ops.fused.cuda import compiler
 from rsparse.ops.fused.cuda import ops as module
-from rsparse.ops.fused.cuda.ops import CudaOps, available
+from rsparse.ops.fused.cuda.ops import CudaOps
 from rsparse.ops.fused.settings import stream_form
 from rsparse.ops.fused.triton_ops import TritonOps, merged
 from tests.ops.fused import problems
@@ -22,14 +22,16 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def calls(monkeypatch):
-    """(which kernel, its arguments) of what the ops call."""
+    """(which kernel, its arguments) of what the ops call; each returns as many rows as it takes, of its own number."""
     seen = []
 
     def stream(*arguments, **options):
         seen.append(("stream", arguments, options))
+        return torch.full((len(arguments[0]), 1), len(seen))
 
     def project(self, *arguments):
         seen.append(("triton", arguments, {}))
+        return torch.full((len(arguments[0]), 1), len(seen))
 
     monkeypatch.setattr(module, "stream", stream)
     monkeypatch.setattr(TritonOps, "_project", project)
@@ -45,22 +47,43 @@ def x(rows, columns=64):
 
 
 def test_one_row_of_a_sparse_group_streams(calls):
-    ops, made, norm, add = CudaOps(CPU), group(), problems.norm(64, torch.bfloat16), x(1, 128)
-    row, gate_up = x(1), x(1, 128)
+    ops, made, norm, row, add = CudaOps(CPU), group(), problems.norm(64, torch.bfloat16), x(1), x(1, 128)
     ops.project(row, made, add)
     ops.norm_project(row, norm, made)
-    ops.act_project(gate_up, "silu", made, add)
-    assert [name for name, *_ in calls] == ["stream"] * 3
-    for (_, arguments, options), read, kind, normed, added in zip(
-        calls, (row, row, gate_up), ("plain", "norm", "silu"), (None, norm, None), (add, None, add), strict=True
-    ):
-        assert arguments[0] is read
+    assert [name for name, *_ in calls] == ["stream"] * 2
+    for (_, arguments, options), normed, added in zip(calls, (None, norm), (add, None), strict=True):
+        assert arguments[0] is row
         assert arguments[1] is made
         assert arguments[2:4] == (merged(made), ops.stream_tiles(made))
         assert arguments[4] is ops.workspace
-        assert options["kind"] == kind
-        assert options["norm"] is normed
-        assert options["add"] is added
+        assert options == {"norm": normed, "add": added}
+
+
+def test_one_row_of_an_mlp_is_two_launches(calls):
+    """Down reads what the first made of gate and up."""
+    ops, gate_up, down, norm = CudaOps(CPU), group(rank=3), group(), problems.norm(64, torch.bfloat16)
+    row, add = x(1), x(1, 128)
+    ops.mlp(row, norm, gate_up, "silu", down, add)
+    (first, second), (pair, last) = [arguments for _, arguments, _ in calls], [options for *_, options in calls]
+    assert [name for name, *_ in calls] == ["stream"] * 2
+    assert first == (row, gate_up, gate_up.sections, ops.stream_tiles(gate_up, paired=True), ops.workspace)
+    assert pair == {"norm": norm, "act": "silu"}
+    assert second[0].item() == 1
+    assert second[1] is down
+    assert last == {"norm": None, "add": add}
+
+
+def test_other_mlps_have_their_activation_before_down(calls):
+    ops, norm = CudaOps(CPU), problems.norm(64, torch.bfloat16)
+    thirds = group((64, 32), (0, 1))
+    for rows, gate_up, by in ((2, group(), "triton"), (1, group(dense=True), "triton"), (1, thirds, "stream")):
+        ops.mlp(x(rows), norm, gate_up, "silu", group())
+        (name, first, _), (last, second, _) = calls
+        assert (name, last) == (by, "triton")
+        assert first[1] is gate_up
+        assert second[0][:, 0].tolist() == [1] * rows
+        assert second[3] == "silu"
+        calls.clear()
 
 
 @pytest.mark.parametrize(
@@ -88,11 +111,18 @@ def test_tiles_end_where_sections_do(monkeypatch, outs, columns):
     assert asked == [("stream", 64, sum(outs))]
 
 
+@pytest.mark.parametrize(("out", "columns"), [(64, 64), (80, 32), (24, 16), (20, 16)])
+def test_a_pairs_tiles_have_half_of_either(monkeypatch, out, columns):
+    asked = []
+    monkeypatch.setattr(module, "tiles_for", lambda gpu, *shape: asked.append(shape) or stream_form(64, 8, 4))
+    assert CudaOps(CPU).stream_tiles(group((out, out)), paired=True) == stream_form(columns, 8, 4)
+    assert asked == [("paired", 64, 2 * out)]
+
+
 @pytest.mark.parametrize("why", [None, "NVRTC is missing"])
 def test_the_triton_backend_streams_where_it_can(monkeypatch, why):
     """And says once why it cannot, on a GPU."""
     monkeypatch.setattr(compiler, "refusal", lambda device: why)
-    assert available(CPU) is (why is None)
     assert type(fused_ops("triton", CPU)) is (CudaOps if why is None else TritonOps)
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(on_cpu.COMPILER is None, reason="no g++ to build
 
 CPU, INFINITY = torch.device("cpu"), float("inf")
 BF16, FP16 = torch.bfloat16, torch.float16
-KINDS = ("plain", "norm", "plus_one", "silu", "gelu_tanh")
+KINDS = ("plain", "norm", "plus_one")
 
 
 def padded(tensor, room=8):
@@ -36,7 +36,7 @@ def padded(tensor, room=8):
 
 @dataclass(frozen=True)
 class Problem:
-    """`kind` is what comes before the linear; tiles are (block_n, warps, loads)."""
+    """`kind` is what comes before the linear, `act` what comes after gate|up; tiles are (block_n, warps, loads)."""
 
     kind: str
     dtype: torch.dtype
@@ -46,14 +46,14 @@ class Problem:
     rank: int = 0
     tiles: tuple[int, int, int] = (16, 1, 2)
     scaled: bool = True
-    extras: bool = True  # bias and add
+    extras: bool = True  # bias, and add but for a pair
+    act: str | None = None
 
     def __str__(self):
-        return f"{self.kind}-{self.columns}-{self.outs}-rank{self.rank}"
+        return f"{self.kind}-{self.columns}-{self.outs}-rank{self.rank}{'-' + self.act if self.act else ''}"
 
     def x(self):
-        gated = self.kind in ("silu", "gelu_tanh")
-        return padded(problems.random(9)(1, self.columns * (2 if gated else 1)).to(self.dtype))
+        return padded(problems.random(9)(1, self.columns).to(self.dtype))
 
     def norm(self):
         normed = self.kind in ("norm", "plus_one")
@@ -61,25 +61,29 @@ class Problem:
         return replace(made, eps=0.1) if normed else None
 
     def add(self):
-        return problems.random(5)(1, sum(self.outs)).to(self.dtype) if self.extras else None
+        return problems.random(5)(1, sum(self.outs)).to(self.dtype) if self.extras and not self.act else None
 
     def read(self):
         """What the linear reads, by the reference."""
-        if self.norm() is not None:
-            return rms_norm(self.x(), self.norm())
-        return self.x() if self.kind == "plain" else act_mul(self.x(), self.kind)
+        return self.x() if self.norm() is None else rms_norm(self.x(), self.norm())
+
+    def reference(self, group):
+        y = ReferenceOps().project(self.read(), group, self.add())
+        return y if self.act is None else act_mul(y, self.act)
 
     def group(self):
-        """With thresholds in wide gaps of the scores, so that a last bit of what is read moves no channel."""
+        """With a threshold for each mask, in a wide gap of the scores, so that a last bit of what is read moves no channel."""
         made = problems.group(
             self.columns, self.outs, self.masks, self.rank, self.dtype, scaled=self.scaled, bias=self.extras
         )  # fmt: skip
         scores = self.read().abs().float() * (1 if made.channel_scale is None else made.channel_scale)
-        middle = scores.sort(-1).values[:, self.columns // 3 : self.columns * 2 // 3]
-        widest = middle.diff().argmax(-1, keepdim=True)
-        threshold = (middle.gather(1, widest) + middle.gather(1, widest + 1))[:, 0] / 2
+        threshold = []
+        for mask, row in enumerate(scores.expand(len(made.threshold), -1).sort(-1).values):
+            middle = row[self.columns * (2 + 2 * mask) // 9 : self.columns * (4 + 2 * mask) // 9]
+            widest = middle.diff().argmax()
+            threshold.append(middle[widest : widest + 2].mean())
         return replace(
-            made, threshold=threshold.expand_as(made.threshold).clone(), weight=padded(made.weight),
+            made, threshold=torch.stack(threshold), weight=padded(made.weight),
             U=None if made.U is None else padded(made.U),
         )  # fmt: skip
 
@@ -87,9 +91,8 @@ class Problem:
         """y of stream(), whose scratch was NaN and whose counters must be back at 0."""
         group, x = self.group() if group is None else group, self.x() if x is None else x
         tiles, workspace = stream_form(*self.tiles), Poisoned(CPU)
-        assert covers(group, tiles)
-        kind = "norm" if self.kind == "plus_one" else self.kind
-        y = stream(x, group, merged(group), tiles, workspace, kind=kind, norm=self.norm(), add=self.add())
+        assert covers(group, tiles, paired=self.act is not None)
+        y = stream(x, group, merged(group), tiles, workspace, norm=self.norm(), add=self.add(), act=self.act)
         workspace.counters(2)
         return y
 
@@ -105,9 +108,19 @@ NUMERIC = [
     Problem("norm", FP16, 264, (48, 16, 16), (2, 0, 1), 40, (16, 1, 3)),
     Problem("plus_one", BF16, 136, (16, 32, 16), (0, 0, 1), 20),
     Problem("plus_one", FP16, 136, (16, 32, 16), (0, 0, 1)),
-    Problem("silu", FP16, 520, (128,), (0,), 136, (128, 4, 1)),
-    Problem("gelu_tanh", BF16, 296, (32, 64, 32), (1, 1, 1), 0, (32, 1, 1), scaled=False),
+    Problem("plain", FP16, 520, (128,), (0,), 136, (128, 4, 1)),
+    Problem("plain", BF16, 296, (32, 64, 32), (1, 1, 1), 0, (32, 1, 1), scaled=False),
     Problem("plain", BF16, 40, (256,), (0,), 8, (256, 8, 2)),
+]
+PAIRED = [
+    Problem("norm", BF16, 264, (48, 48), (0, 0), 0, (32, 1, 2), act="silu"),
+    Problem("plus_one", FP16, 136, (40, 40), (0, 1), 0, (16, 1, 3), scaled=False, extras=False, act="gelu_tanh"),
+    Problem("norm", BF16, 600, (64, 64), (1, 0), 20, (64, 2, 4), act="silu"),
+    Problem("plain", FP16, 136, (32, 32), (0, 0), 40, (32, 2, 1), act="silu"),
+    Problem("plain", BF16, 264, (96,), (0,), 12, (32, 1, 2), act="gelu_tanh"),
+]
+ONE_HOT_PAIRS = [
+    replace(one_hot("norm", BF16, True), masks=masks, extras=True, act="silu") for masks in ((0, 0), (0, 1), (1, 0))
 ]
 MASKS = [one_hot(kind, dtype, scaled) for kind in KINDS for dtype, scaled in ((BF16, True), (FP16, False))]
 
@@ -127,7 +140,7 @@ def kernels(tmp_path_factory):
         patch.setattr(module, "compiled", lambda code, constants, arch: wanted.append(constants))
         patch.setattr(module, "load", lambda *arguments: Unbuilt())
         patch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-        for problem in NUMERIC + MASKS:
+        for problem in NUMERIC + MASKS + PAIRED + ONE_HOT_PAIRS:
             problem.run()
     made.build(wanted)
     return made
@@ -139,7 +152,7 @@ def on_the_cpu(monkeypatch, kernels):
 
     def load(constants, name, threads, shared, device):
         assert name == "stream"
-        assert shared == 4 * constants["COLUMNS"], "an entry of the list is 4 bytes"
+        assert shared == 4 * constants["COLUMNS"] * constants["LISTS"], "an entry of a list is 4 bytes"
         return kernels.kernel(constants, threads)
 
     monkeypatch.setattr(module, "compiled", lambda code, constants, arch: constants)
@@ -152,7 +165,7 @@ def on_the_cpu(monkeypatch, kernels):
     module._kernel.cache_clear()
 
 
-@pytest.mark.parametrize("problem", NUMERIC, ids=str)
+@pytest.mark.parametrize("problem", NUMERIC + PAIRED, ids=str)
 def test_it_computes_what_the_reference_does(problem):
     group = problem.group()
     for each in (
@@ -160,7 +173,7 @@ def test_it_computes_what_the_reference_does(problem):
         replace(group, threshold=torch.full_like(group.threshold, -INFINITY)),
         replace(group, threshold=torch.full_like(group.threshold, INFINITY)),
     ):
-        assert_close_rms(problem.run(each), ReferenceOps().project(problem.read(), each, problem.add()), problem.dtype)
+        assert_close_rms(problem.run(each), problem.reference(each), problem.dtype)
 
 
 @pytest.mark.parametrize("problem", MASKS, ids=lambda problem: f"{problem.kind}-{problem.dtype}")
@@ -179,7 +192,7 @@ def test_masks_bit_for_bit(problem):
     assert torch.equal(problem.run(group), torch.where(kept, every, every / 2))
 
 
-@pytest.mark.parametrize("problem", [NUMERIC[2], NUMERIC[6]], ids=str)
+@pytest.mark.parametrize("problem", [NUMERIC[2], NUMERIC[6], PAIRED[2]], ids=str)
 def test_the_same_bits_in_any_order_of_threads(problem, monkeypatch):
     expected = problem.run()
     assert torch.equal(problem.run(), expected)
@@ -187,14 +200,26 @@ def test_the_same_bits_in_any_order_of_threads(problem, monkeypatch):
     assert torch.equal(problem.run(), expected)
 
 
-@pytest.mark.parametrize("problem", MASKS[-4::2], ids=lambda problem: problem.kind)
+@pytest.mark.parametrize("problem", ONE_HOT_PAIRS, ids=lambda problem: str(problem.masks))
+def test_a_pair_is_the_activation_of_what_gate_and_up_give(problem):
+    """Element by element, but for a last bit of exp: each of the two by its own mask, rounded before."""
+    eye = torch.eye(problem.columns, dtype=problem.dtype).repeat(1, 2)
+    group = replace(problem.group(), weight=eye, U=eye / 2, V=eye)
+    scores = problem.read().abs().float() * group.channel_scale
+    group = replace(group, threshold=scores.sort(-1).values[range(len(scores)), [200, 350][: len(scores)]])
+    found, expected = problem.run(group), act_mul(replace(problem, act=None, extras=False).run(group), problem.act)
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=1e-30)
+    assert (found != expected).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("problem", PAIRED[-2:], ids=lambda problem: problem.act)
 def test_activations_do_not_overflow(problem):
     """Where exp of a gate is infinite."""
-    x, eye = problem.x(), torch.eye(problem.columns, dtype=problem.dtype).repeat(1, 2)
-    x[0, :6] = torch.tensor([-300.0, -90.0, -20.0, 20.0, 90.0, 300.0])
-    group = replace(problem.group(), weight=eye, threshold=torch.full((2,), -INFINITY))
-    y = problem.run(group, x)[:, : problem.columns]
-    assert_close_rms(y, act_mul(x, problem.kind), problem.dtype)
+    x, half = problem.x(), sum(problem.outs) // 2
+    x[0, :4] = torch.tensor([-90.0, -20.0, 20.0, 90.0])
+    eye = torch.eye(problem.columns, half, dtype=problem.dtype).repeat(1, 2)
+    group = replace(problem.group(), weight=eye, bias=None, threshold=torch.full((1,), -INFINITY))
+    assert_close_rms(problem.run(group, x), act_mul(x[:, :half].repeat(1, 2), problem.act), problem.dtype)
 
 
 def test_a_kernel_is_loaded_once(monkeypatch):

@@ -1,4 +1,4 @@
-// What stream.cu needs of the hardware, in one place: 16-bit numbers, ways to load, and waiting for other blocks.
+// What stream.cu and attend.cu need of the hardware, in one place: 16-bit numbers, ways to load, and waiting for other blocks.
 typedef unsigned int word;  // two numbers of 16 bits
 typedef unsigned short number;
 
@@ -38,6 +38,20 @@ __device__ __forceinline__ uint4 load_once(const number* p) {
 // Past L1, which may hold what an earlier kernel or another block has overwritten since.
 __device__ __forceinline__ uint4 load_fresh(const number* p) { return __ldcg((const uint4*)p); }
 __device__ __forceinline__ float load_fresh(const float* p) { return __ldcg(p); }
+
+// What every layer or step reads again, and weights would push out of L2 in between: last to leave it.
+__device__ __forceinline__ int load_kept(const int* p) {
+  int a;
+  asm volatile("{.reg .b64 keep; createpolicy.fractional.L2::evict_last.b64 keep, 1.0;"
+               " ld.global.L2::cache_hint.s32 %0, [%1], keep;}" : "=r"(a) : "l"(p));
+  return a;
+}
+__device__ __forceinline__ number load_kept(const number* p) {
+  number a;
+  asm volatile("{.reg .b64 keep; createpolicy.fractional.L2::evict_last.b64 keep, 1.0;"
+               " ld.global.L2::cache_hint.u16 %0, [%1], keep;}" : "=h"(a) : "l"(p));
+  return a;
+}
 
 // Into L2, for a load to come.
 __device__ __forceinline__ void prefetch(const number* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }

@@ -5,29 +5,30 @@
 // parts of other blocks to wait for and add up. The list costs each block a read of x, which lies in L2.
 // The first blocks do the same with V and the dropped channels, Z_PARTS of them a tile of V; those of W wait for them last of all.
 //
-// Constants: COLUMNS (channels of x), TILE, WARPS, LOADS, KIND, SECTIONS, SCALED, LOW_RANK, Z_PARTS; FLOAT16 for primitives.cuh.
+// For gate|up with ACT a tile is TILE/2 columns of gate and the same ones of up, and y is act(gate)·up: computed once here, where
+// down's blocks would each compute all of it. The two may have a mask each, and then a list each.
+//
+// Constants: COLUMNS (channels of x), TILE, WARPS, LOADS, SECTIONS, LISTS, SCALED, LOW_RANK, Z_PARTS; FLOAT16 for primitives.cuh;
+// NORM before the linear (0 none, 1 Llama's RMSNorm, 2 Gemma's), ACT after it (0 none, 1 SiLU, 2 GELU by tanh).
 
-#define PLAIN 0
-#define NORM 1           // Llama's RMSNorm before the linear
-#define NORM_PLUS_ONE 2  // Gemma's
-#define SILU 3           // act(gate)·up, x is [2·COLUMNS]
-#define GELU_TANH 4
+#define PLUS_ONE 2
+#define SILU 1
 
 constexpr int THREADS = 32 * WARPS;
 constexpr int VECTORS = (COLUMNS + 8 * THREADS - 1) / (8 * THREADS);  // of 8 channels, a thread
 constexpr int LANES = TILE / 8;   // of a warp that read one row's piece
 constexpr int ROWS = 32 / LANES;  // whose pieces a warp reads at once
 constexpr int STEP = ROWS * WARPS;
+constexpr int WIDTH = ACT ? TILE / 2 : TILE;  // of y, of a tile
 static_assert(32 % LANES == 0 && TILE <= THREADS, "a warp reads whole pieces, and a thread writes a column");
-constexpr bool NORMED = KIND == NORM || KIND == NORM_PLUS_ONE;
-constexpr bool GATED = KIND == SILU || KIND == GELU_TANH;
+static_assert(WIDTH % 8 == 0 && LISTS <= (ACT ? SECTIONS : 1), "a thread's columns are of one list");
 
 __device__ __forceinline__ word& part(uint4& v, int i) { return (&v.x)[i]; }
 __device__ __forceinline__ float rounded(float a) { return low(narrow(a)); }
 
 __device__ __forceinline__ float activated(float gate, float up) {
   float wide = gate;
-  if (KIND == SILU) {
+  if (ACT == SILU) {
     wide = __fdividef(gate, 1 + __expf(-gate));
   } else {
     const float inner = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate);
@@ -37,7 +38,7 @@ __device__ __forceinline__ float activated(float gate, float up) {
 }
 
 __device__ __forceinline__ float normalised(float x, float inverse, float weight) {
-  return KIND == NORM_PLUS_ONE ? rounded(x * inverse * (1 + weight)) : rounded(rounded(x * inverse) * weight);
+  return NORM == PLUS_ONE ? rounded(x * inverse * (1 + weight)) : rounded(rounded(x * inverse) * weight);
 }
 
 __device__ __forceinline__ int channel_of(int vector) { return 8 * (vector * THREADS + (int)threadIdx.x); }
@@ -66,23 +67,21 @@ __device__ __forceinline__ float inverse_rms(uint4 (&x)[VECTORS], float eps) {
 // What the linear reads, this thread's vectors of it, rounded where transformers rounds.
 __device__ __forceinline__ void read(uint4 (&x)[VECTORS], const number* x_ptr, const number* norm_ptr, float eps) {
   const uint4 none = make_uint4(0, 0, 0, 0);
-  uint4 other[VECTORS];  // the norm's weight, or up
+  uint4 weight[VECTORS];
   #pragma unroll
   for (int j = 0; j < VECTORS; j++) {
     const bool inside = channel_of(j) < COLUMNS;
     x[j] = inside ? load_fresh(x_ptr + channel_of(j)) : none;
-    if (NORMED) other[j] = inside ? *(const uint4*)(norm_ptr + channel_of(j)) : none;
-    if (GATED) other[j] = inside ? load_fresh(x_ptr + COLUMNS + channel_of(j)) : none;
+    if (NORM) weight[j] = inside ? *(const uint4*)(norm_ptr + channel_of(j)) : none;
   }
-  if (!NORMED && !GATED) return;
-  const float inverse = NORMED ? inverse_rms(x, eps) : 0;
+  if (!NORM) return;
+  const float inverse = inverse_rms(x, eps);
   #pragma unroll
   for (int j = 0; j < VECTORS; j++)
     #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const word a = part(x[j], i), b = part(other[j], i);
-      const float first = NORMED ? normalised(low(a), inverse, low(b)) : activated(low(a), low(b));
-      const float second = NORMED ? normalised(high(a), inverse, high(b)) : activated(high(a), high(b));
+      const word a = part(x[j], i), b = part(weight[j], i);
+      const float first = normalised(low(a), inverse, low(b)), second = normalised(high(a), inverse, high(b));
       part(x[j], i) = narrow(first) | (word)narrow(second) << 16;
     }
 }
@@ -102,30 +101,38 @@ __device__ __forceinline__ word chosen_of(uint4& vector, int first_channel, cons
   return chosen;
 }
 
-// Writes (channel << 16 | value) of the kept channels, or of the dropped ones, in their own order; returns how many.
-__device__ __forceinline__ int select(
-    word* list, const number* x_ptr, const number* norm_ptr, const float* scale, float threshold, float eps, bool kept) {
-  __shared__ int counts[VECTORS][WARPS];
+// Writes (channel << 16 | value) of the kept channels, or of the dropped ones, in their own order: those of masks[l] to
+// list + l·COLUMNS. Returns how many: a second list's count is in the upper 16 bits, so that one scan counts for both.
+__device__ __forceinline__ word select(
+    word* list, const number* x_ptr, const number* norm_ptr, const float* scale, const float* threshold,
+    const int (&masks)[LISTS], float eps, bool kept) {
+  __shared__ word counts[VECTORS][WARPS];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   uint4 x[VECTORS];
   read(x, x_ptr, norm_ptr, eps);
-  word chosen[VECTORS];
-  int before[VECTORS];  // entries before the vector's own: of its warp at first, then of the block
+  word chosen[VECTORS];  // 8 bits a list
+  word before[VECTORS];  // entries before the vector's own: of its warp at first, then of the block
   #pragma unroll
   for (int j = 0; j < VECTORS; j++) {
-    chosen[j] = chosen_of(x[j], channel_of(j), scale, threshold, kept);
-    const int mine = __popc(chosen[j]);
-    int sum = mine;
+    word mine = 0;
+    chosen[j] = 0;
+    #pragma unroll
+    for (int l = 0; l < LISTS; l++) {
+      const word bits = chosen_of(x[j], channel_of(j), scale + masks[l] * COLUMNS, threshold[masks[l]], kept);
+      chosen[j] |= bits << 8 * l;
+      mine |= (word)__popc(bits) << 16 * l;
+    }
+    word sum = mine;
     #pragma unroll
     for (int offset = 1; offset < 32; offset <<= 1) {
-      const int below = __shfl_up_sync(~0u, sum, offset);
+      const word below = __shfl_up_sync(~0u, sum, offset);
       if (lane >= offset) sum += below;
     }
     before[j] = sum - mine;
     if (lane == 31) counts[j][warp] = sum;
   }
   __syncthreads();
-  int total = 0;
+  word total = 0;
   #pragma unroll
   for (int j = 0; j < VECTORS; j++)
     #pragma unroll
@@ -134,15 +141,17 @@ __device__ __forceinline__ int select(
       total += counts[j][i];
     }
   #pragma unroll
-  for (int j = 0; j < VECTORS; j++) {
-    int at = before[j];
+  for (int l = 0; l < LISTS; l++)
     #pragma unroll
-    for (int i = 0; i < 8; i++)
-      if (chosen[j] >> i & 1) {
-        const word both = part(x[j], i / 2);
-        list[at++] = (word)(channel_of(j) + i) << 16 | (i & 1 ? both >> 16 : both & 0xffff);
-      }
-  }
+    for (int j = 0; j < VECTORS; j++) {
+      word* at = list + l * COLUMNS + (before[j] >> 16 * l & 0xffff);
+      #pragma unroll
+      for (int i = 0; i < 8; i++)
+        if (chosen[j] >> (8 * l + i) & 1) {
+          const word both = part(x[j], i / 2);
+          *at++ = (word)(channel_of(j) + i) << 16 | (i & 1 ? both >> 16 : both & 0xffff);
+        }
+    }
   __syncthreads();
   return total;
 }
@@ -179,9 +188,8 @@ __device__ __forceinline__ void stream_rows(
     }
 }
 
-// The tile's sums over all threads; thread c of the first TILE returns column c's.
-__device__ __forceinline__ float reduced(float (&sums)[8]) {
-  __shared__ float whole[WARPS][TILE];
+// Each warp's sums of the tile, and a column's over all warps.
+__device__ __forceinline__ void add_lanes(float (&whole)[WARPS][TILE], float (&sums)[8]) {
   const int lane = threadIdx.x % 32;
   #pragma unroll
   for (int offset = LANES; offset < 32; offset <<= 1)
@@ -191,31 +199,35 @@ __device__ __forceinline__ float reduced(float (&sums)[8]) {
     #pragma unroll
     for (int i = 0; i < 8; i++) whole[threadIdx.x / 32][8 * lane + i] = sums[i];
   __syncthreads();
+}
+__device__ __forceinline__ float column_sum(const float (&whole)[WARPS][TILE], int column) {
   float sum = 0;
-  if (threadIdx.x < TILE)
-    #pragma unroll
-    for (int i = 0; i < WARPS; i++) sum += whole[i][threadIdx.x];
+  #pragma unroll
+  for (int i = 0; i < WARPS; i++) sum += whole[i][column];
   return sum;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) stream(
-    const number* x,         // [COLUMNS], [2·COLUMNS] where GATED
-    const number* norm,      // [COLUMNS] where NORMED
+    const number* x,         // [COLUMNS]
+    const number* norm,      // [COLUMNS] where NORM
     const float* scale,      // [masks, COLUMNS] where SCALED
     const float* threshold,  // [masks]
     const number* w,         // [COLUMNS, out], a channel every w_step
     const number* v,         // [COLUMNS, SECTIONS·rank]
     const number* u,         // [rank, out], a rank every u_step
     const float* bias,       // [out] or null
-    const number* add,       // [out] or null
-    number* y,               // [out]
+    const number* add,       // like y, or null
+    number* y,               // [out]; [out/2] where ACT
     float* z,                // [Z_PARTS, SECTIONS·rank] scratch
     int* counters,           // 2, zero before and after
     long long w_step, long long u_step, int rank, int z_tiles, int start1, int start2, int mask0, int mask1, int mask2, float eps) {
   extern __shared__ word list[];
+  __shared__ float whole[WARPS][TILE];
   const int z_blocks = LOW_RANK ? SECTIONS * z_tiles * Z_PARTS : 0;
   // Those of W wait for these. GPUs begin blocks in order, so they are there by then; CUDA does not promise that.
   const bool for_z = (int)blockIdx.x < z_blocks;
+  const int mine = 8 * (threadIdx.x % LANES);  // first of this thread's columns in the tile
+  const bool for_up = ACT && !for_z && mine >= WIDTH;
   int section = 0, column = 0, z_part = 0;
   if (for_z) {
     z_part = blockIdx.x % Z_PARTS;
@@ -223,46 +235,57 @@ extern "C" __global__ void __launch_bounds__(THREADS) stream(
     section = tile / z_tiles;
     column = tile % z_tiles * TILE;
   } else {
-    column = ((int)blockIdx.x - z_blocks) * TILE;
-    if (SECTIONS > 1) section = column >= start1;
+    column = ((int)blockIdx.x - z_blocks) * WIDTH;
+    if (SECTIONS > 1) section = ACT ? for_up : column >= start1;
     if (SECTIONS > 2) section += column >= start2;
   }
-  const int mask = section == 0 ? mask0 : section == 1 ? mask1 : mask2;
+  const int own = column + mine + (for_up ? start1 - WIDTH : 0);  // first of this thread's columns of W, or of V
   const int width = for_z ? min(TILE, rank - column) : TILE;
-  const int mine = 8 * (threadIdx.x % LANES);  // first of this thread's columns in the tile
   const bool live = mine < width;
+  int masks[LISTS] = {ACT || section == 0 ? mask0 : section == 1 ? mask1 : mask2};
+  if (LISTS == 2) masks[LISTS - 1] = mask1;
 
   if (LOW_RANK && !for_z)
-    for (int i = threadIdx.x; i < rank; i += THREADS) prefetch(u + i * u_step + column);
-  const int count = select(list, x, norm, SCALED ? scale + mask * COLUMNS : nullptr, threshold[mask], eps, !for_z);
+    for (int i = threadIdx.x; i < rank; i += THREADS) {
+      prefetch(u + i * u_step + column);
+      if (ACT) prefetch(u + i * u_step + start1 + column);
+    }
+  const word counts = select(list, x, norm, scale, threshold, masks, eps, !for_z);
+  const int which = LISTS == 2 ? section : 0, count = counts >> 16 * which & 0xffff;
+  const word* entries = list + which * COLUMNS;
   float sums[8] = {};
   if (for_z) {
     const int share = (count + Z_PARTS - 1) / Z_PARTS, first = min(z_part * share, count);
-    const number* matrix = v + section * rank + column + mine;
-    stream_rows(sums, list + first, min(share, count - first), matrix, SECTIONS * rank, live);
-    const float sum = reduced(sums);
-    if ((int)threadIdx.x < width) z[(z_part * SECTIONS + section) * rank + column + threadIdx.x] = sum;
+    stream_rows(sums, entries + first, min(share, count - first), v + section * rank + own, SECTIONS * rank, live);
+    add_lanes(whole, sums);
+    if ((int)threadIdx.x < width) z[(z_part * SECTIONS + section) * rank + column + threadIdx.x] = column_sum(whole, threadIdx.x);
     __syncthreads();
     if (threadIdx.x == 0) signal(counters);
     return;
   }
-  stream_rows(sums, list, count, w + column + mine, w_step, live);
+  stream_rows(sums, entries, count, w + own, w_step, live);
   if (LOW_RANK) {
     if (threadIdx.x == 0) wait_for(counters, z_blocks);
     __syncthreads();
     for (int i = threadIdx.x / LANES; i < rank; i += STEP) {
-      const uint4 row = load_once(u + i * u_step + column + mine);
-      float whole = 0;
+      const uint4 row = load_once(u + i * u_step + own);
+      float all = 0;
       #pragma unroll
-      for (int p = 0; p < Z_PARTS; p++) whole += load_fresh(z + (p * SECTIONS + section) * rank + i);
-      add_product(sums, whole, row);
+      for (int p = 0; p < Z_PARTS; p++) all += load_fresh(z + (p * SECTIONS + section) * rank + i);
+      add_product(sums, all, row);
     }
     if (threadIdx.x == 0 && atomicAdd(counters + 1, 1) == (int)gridDim.x - z_blocks - 1) counters[0] = counters[1] = 0;
   }
-  float sum = reduced(sums);
-  if (threadIdx.x < TILE) {
+  add_lanes(whole, sums);
+  if (threadIdx.x < WIDTH) {
     const int at = column + threadIdx.x;
+    float sum = column_sum(whole, threadIdx.x);
     if (bias) sum += bias[at];
+    if (ACT) {
+      float up = column_sum(whole, WIDTH + threadIdx.x);
+      if (bias) up += bias[start1 + at];
+      sum = activated(rounded(sum), rounded(up));
+    }
     if (add) sum += low(add[at]);
     y[at] = narrow(sum);
   }

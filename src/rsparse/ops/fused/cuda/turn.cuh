@@ -1,0 +1,65 @@
+// A head's RMSNorm and rotary embedding, by one warp. After vectors.cuh.
+//
+// Constants: D (of a head), LANES (threads that read it then, 8 numbers each), NORM (0 none, 1 Llama's RMSNorm, 2 Gemma's).
+
+#define PLUS_ONE 2
+
+constexpr int WIDTH = 8 * LANES;          // of a head in shared memory, zero past D
+constexpr int PAIRS = (D / 2 + 31) / 32;  // that rotate, of a head, a lane
+
+__device__ __forceinline__ float rounded(float a) { return low(narrow(a)); }
+
+// A lane's share of the two halves of [D] numbers: a head, a norm's weight, or cos and sin. They stay as they come, since a
+// conversion waits for its load, and all warps read them, since a branch does too.
+struct Halves {
+  number left[PAIRS], right[PAIRS];
+};
+__device__ __forceinline__ int place(int pair) { return 32 * pair + (int)threadIdx.x % 32; }
+template <class Load>
+__device__ __forceinline__ Halves halves(const number* x, Load load) {
+  Halves found;
+  #pragma unroll
+  for (int i = 0; i < PAIRS; i++) {
+    const int at = min(place(i), D / 2 - 1);
+    found.left[i] = load(x + at);
+    found.right[i] = load(x + D / 2 + at);
+  }
+  return found;
+}
+__device__ __forceinline__ number kept(const number* p) { return load_kept(p); }
+
+__device__ __forceinline__ float normalised(float x, float inverse, float weight) {
+  return NORM == PLUS_ONE ? rounded(x * inverse * (1 + weight)) : rounded(rounded(x * inverse) * weight);
+}
+
+// The head, normed with transformers' roundings and rotated: to [WIDTH] of shared memory, and to `copy` [D] unless it is null. All
+// warps come here; those that are not live write nothing.
+__device__ __forceinline__ void turn(
+    float* to, number* copy, bool live, const Halves& x, const Halves& weight, float eps, const Halves& cos_sin) {
+  float inverse = 1;
+  if (NORM) {
+    float squares = 0;
+    #pragma unroll
+    for (int i = 0; i < PAIRS; i++)
+      if (place(i) < D / 2) squares += low(x.left[i]) * low(x.left[i]) + low(x.right[i]) * low(x.right[i]);
+    inverse = rsqrtf(over_lanes(squares, 1, 32) / D + eps);
+  }
+  if (!live) return;
+  #pragma unroll
+  for (int i = 0; i < PAIRS; i++) {
+    if (place(i) >= D / 2) continue;
+    float a = low(x.left[i]), b = low(x.right[i]);
+    if (NORM) {
+      a = normalised(a, inverse, low(weight.left[i]));
+      b = normalised(b, inverse, low(weight.right[i]));
+    }
+    const float cos = low(cos_sin.left[i]), sin = low(cos_sin.right[i]);
+    const number left = narrow(a * cos - b * sin), right = narrow(b * cos + a * sin);
+    to[place(i)] = low(left);
+    to[D / 2 + place(i)] = low(right);
+    if (!copy) continue;
+    copy[place(i)] = left;
+    copy[D / 2 + place(i)] = right;
+  }
+  for (int i = D + (int)threadIdx.x % 32; i < WIDTH; i += 32) to[i] = 0;
+}
