@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from rsparse.search.candidate import CandidateModel
+from rsparse.search.candidate import CandidateModel, Fitness
 from tests.search.searches import searched
 
 
@@ -66,5 +66,22 @@ def evaluating(monkeypatch):
 
         monkeypatch.setattr(CandidateModel, "evaluate", evaluate)
         return calls
+
+    return install
+
+
+@pytest.fixture
+def judging(monkeypatch):
+    """Fitness by `value(units)` in place of forward passes; the list holds (units, the base's units) of each."""
+
+    def install(value):
+        judged = []
+
+        def evaluate(self, recipe, worst=float("inf")):
+            judged.append((recipe.units, self.base.units))
+            return Fitness(value(recipe.units), 1)
+
+        monkeypatch.setattr(CandidateModel, "evaluate", evaluate)
+        return judged
 
     return install
