@@ -1,10 +1,8 @@
-"""attend.cu as C++ for the CPU, as on_cpu.py has stream.cu. A file that has an _on_cpu.h here is left to that."""
+"""attend.cu as C++ for the CPU, as on_cpu.py has stream.cu."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from rsparse.ops.fused.cuda import attend, compiler
+from rsparse.ops.fused.cuda import attend
 from tests.ops.fused.cuda import on_cpu
 
 # `memory` is the dynamic shared memory, at first NaN.
@@ -25,14 +23,7 @@ extern "C" const char* launch_{name}(
 """
 
 
-def file_of(name):
-    stand_in = on_cpu.HERE / f"{Path(name).stem}_on_cpu.h"
-    return stand_in if stand_in.exists() else compiler.SOURCES / name
-
-
 class Kernels(on_cpu.Kernels):
     @staticmethod
     def text_of(constants):
-        macros = "\n".join(f"#undef {name}\n#define {name} {value}" for name, value in constants.items())
-        includes = "\n".join(f'#include "{file_of(name)}"' for name in attend.FILES)
-        return KERNEL.format(name=on_cpu.name_of(constants), macros=macros, includes=includes)
+        return on_cpu.filled(KERNEL, constants, attend.FILES)

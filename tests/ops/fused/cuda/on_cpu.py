@@ -1,4 +1,4 @@
-"""stream.cu as C++ for the CPU: block_on_cpu.h has CUDA's part, primitives_on_cpu.h that of primitives.cuh."""
+"""stream.cu as C++ for the CPU: block_on_cpu.h has CUDA's part. A source that has an _on_cpu.h here is left to that."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from rsparse.ops.fused.cuda import compiler
+from rsparse.ops.fused.cuda import compiler, stream
 
 HERE = Path(__file__).parent
-SOURCE = compiler.SOURCES / "stream.cu"
 COMPILER = shutil.which("g++")
 OPTIONS = ["-std=c++17", "-Og", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-fPIC", "-shared", "-pthread"]
 PROCESSES = 2
@@ -21,8 +20,7 @@ namespace kernel_{name} {{
 {macros}
 #define stream stream_{name}
 static __shared__ unsigned list[COLUMNS * LISTS];
-#include "{primitives}"
-#include "{source}"
+{includes}
 #undef stream
 }}
 static void prepare_{name}() {{ std::fill_n(kernel_{name}::list, COLUMNS * LISTS, 0xffff); }}
@@ -38,9 +36,20 @@ def name_of(constants):
     return "_".join(str(value) for _, value in sorted(constants.items()))
 
 
-def text_of(constants):
+def filled(kernel, constants, files):
+    """The text `kernel` for these constants and sources."""
     macros = "\n".join(f"#undef {name}\n#define {name} {value}" for name, value in constants.items())
-    return KERNEL.format(name=name_of(constants), macros=macros, source=SOURCE, primitives=HERE / "primitives_on_cpu.h")
+    includes = "\n".join(f'#include "{_file_of(name)}"' for name in files)
+    return kernel.format(name=name_of(constants), macros=macros, includes=includes)
+
+
+def _file_of(name):
+    stand_in = HERE / f"{Path(name).stem}_on_cpu.h"
+    return stand_in if stand_in.exists() else compiler.SOURCES / name
+
+
+def text_of(constants):
+    return filled(KERNEL, constants, stream.FILES)
 
 
 class Kernels:

@@ -32,12 +32,12 @@ def cache(tmp_path, monkeypatch):
 )
 def test_stream_compiles(arch, norm, act, half):
     pytest.importorskip("triton")
-    from rsparse.ops.fused.cuda.stream import constants
+    from rsparse.ops.fused.cuda.stream import FILES, constants
     from rsparse.ops.fused.settings import stream_form
 
     lists, sections = (2, 2) if act else (1, 3)
     macros = constants(512, stream_form(64, 8, 4), norm, act, lists, sections, scaled=True, low_rank=True, half=half)
-    cubin = compiled(source("primitives.cuh", "stream.cu"), macros, arch)
+    cubin = compiled(source(*FILES), macros, arch)
     assert cubin.startswith(b"\x7fELF")
     assert b".text.stream" in cubin
 

@@ -13,7 +13,7 @@ from rsparse.ops.fused.cuda.stream import aligned
 from rsparse.ops.fused.types import Attention, Cache
 from rsparse.ops.fused.workspace import Workspace
 
-FILES = ("primitives.cuh", "vectors.cuh", "merge.cuh", "turn.cuh", "attend.cu")  # each may use those before it
+FILES = ("primitives.cuh", "norm.cuh", "vectors.cuh", "merge.cuh", "turn.cuh", "attend.cu")  # each may use those before it
 VECTOR = 8  # numbers of 16 bits that a thread reads at once
 MOST_NUMBERS = 1024  # of a kv head's q heads together, and
 MOST_GROUP = 8  # how many those may be: a thread holds 8 columns of each

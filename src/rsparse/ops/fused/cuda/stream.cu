@@ -11,7 +11,6 @@
 // Constants: COLUMNS (channels of x), TILE, WARPS, LOADS, SECTIONS, LISTS, SCALED, LOW_RANK, Z_PARTS; FLOAT16 for primitives.cuh;
 // NORM before the linear (0 none, 1 Llama's RMSNorm, 2 Gemma's), ACT after it (0 none, 1 SiLU, 2 GELU by tanh).
 
-#define PLUS_ONE 2
 #define SILU 1
 
 constexpr int THREADS = 32 * WARPS;
@@ -24,7 +23,6 @@ static_assert(32 % LANES == 0 && TILE <= THREADS, "a warp reads whole pieces, an
 static_assert(WIDTH % 8 == 0 && LISTS <= (ACT ? SECTIONS : 1), "a thread's columns are of one list");
 
 __device__ __forceinline__ word& part(uint4& v, int i) { return (&v.x)[i]; }
-__device__ __forceinline__ float rounded(float a) { return low(narrow(a)); }
 
 __device__ __forceinline__ float activated(float gate, float up) {
   float wide = gate;
@@ -35,10 +33,6 @@ __device__ __forceinline__ float activated(float gate, float up) {
     wide = 0.5f * gate * (2 - __fdividef(2, __expf(2 * inner) + 1));
   }
   return rounded(rounded(wide) * up);
-}
-
-__device__ __forceinline__ float normalised(float x, float inverse, float weight) {
-  return NORM == PLUS_ONE ? rounded(x * inverse * (1 + weight)) : rounded(rounded(x * inverse) * weight);
 }
 
 __device__ __forceinline__ int channel_of(int vector) { return 8 * (vector * THREADS + (int)threadIdx.x); }

@@ -13,6 +13,7 @@ from rsparse.ops.fused.settings import Tiles
 from rsparse.ops.fused.types import Group, Norm, Section
 from rsparse.ops.fused.workspace import Workspace
 
+FILES = ("primitives.cuh", "norm.cuh", "stream.cu")  # each may use those before it
 ACTS = {None: 0, "silu": 1, "gelu_tanh": 2}  # as in stream.cu
 Z_PARTS = 4
 VECTOR = 8  # numbers of 16 bits that a thread reads at once
@@ -132,5 +133,5 @@ def _most_channels(device: torch.device, taken: int, lists: int) -> int:
 @functools.cache
 def _kernel(device: torch.device, macros: tuple[tuple[str, int], ...]) -> Kernel:
     known = dict(macros)
-    cubin = compiled(source("primitives.cuh", "stream.cu"), known, arch_of(device))
+    cubin = compiled(source(*FILES), known, arch_of(device))
     return load(cubin, "stream", 32 * known["WARPS"], ENTRY * known["COLUMNS"] * known["LISTS"], device)

@@ -1,13 +1,9 @@
-// A head's RMSNorm and rotary embedding, by one warp. After vectors.cuh.
+// A head's RMSNorm and rotary embedding, by one warp.
 //
-// Constants: D (of a head), LANES (threads that read it then, 8 numbers each), NORM (0 none, 1 Llama's RMSNorm, 2 Gemma's).
-
-#define PLUS_ONE 2
+// Constants: D (of a head), LANES (threads that read it then, 8 numbers each), and norm.cuh's.
 
 constexpr int WIDTH = 8 * LANES;          // of a head in shared memory, zero past D
 constexpr int PAIRS = (D / 2 + 31) / 32;  // that rotate, of a head, a lane
-
-__device__ __forceinline__ float rounded(float a) { return low(narrow(a)); }
 
 // A lane's share of the two halves of [D] numbers: a head, a norm's weight, or cos and sin. They stay as they come, since a
 // conversion waits for its load, and all warps read them, since a branch does too.
@@ -27,10 +23,6 @@ __device__ __forceinline__ Halves halves(const number* x, Load load) {
   return found;
 }
 __device__ __forceinline__ number kept(const number* p) { return load_kept(p); }
-
-__device__ __forceinline__ float normalised(float x, float inverse, float weight) {
-  return NORM == PLUS_ONE ? rounded(x * inverse * (1 + weight)) : rounded(rounded(x * inverse) * weight);
-}
 
 // The head, normed with transformers' roundings and rotated: to [WIDTH] of shared memory, and to `copy` [D] unless it is null. All
 // warps come here; those that are not live write nothing.
