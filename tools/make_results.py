@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pages import bench, gpu, quality, uniform
-from pages.folders import BENCH, DECODE, DOCS, KERNELS, QUALITY, REPRODUCE, ROOT, UNIFORM
+from pages.folders import BENCH, COMPILED, CURVE, DECODE, DOCS, KERNELS, QUALITY, REPRODUCE, ROOT, UNIFORM
 from pages.markers import between
 from pages.reproduced import reproduced
 
@@ -29,12 +29,18 @@ def main() -> int:
     records, won = load_records(BENCH), load_records(QUALITY)
     won += quality.searched(load_records(REPRODUCE), won)
     presets = [r for r in won if r["config"]["preset"] in ("balanced", "best")]
+    curves = decode_table.load_records(CURVE)
     kernels, decoded = kernel_table.load_records(KERNELS), decode_table.load_records(DECODE)
     blocks: dict[Path, dict[str, str]] = {
         ROOT / "README.md": {"results": bench.readme_block([*records, *presets])},
         DOCS / "quality.md": {"results": quality.quality_block(records, won)},
         DOCS / "low_rank.md": {"results": quality.low_rank_block([*records, *won])},
-        DOCS / "gpu.md": {"decode": gpu.decode_block(decoded), "kernels": gpu.kernels_block(kernels)},
+        DOCS / "gpu.md": {
+            "decode": gpu.decode_block(decoded),
+            "lengths": decode_table.by_length(curves),
+            "compiled": decode_table.markdown(decode_table.load_records(COMPILED), level=3),
+            "kernels": gpu.kernels_block(kernels),
+        },
     }
     wanted = {path: between(path, mine) for path, mine in blocks.items()}
     wanted[DOCS / "results.md"] = bench.page(records, uniform.section(uniform.load(UNIFORM)))
@@ -51,7 +57,7 @@ def main() -> int:
     if kernels:
         kernel_plot.plot(kernels, DOCS / "kernels.png")
     if gpu.levels(decoded) > 1:
-        decode_plot.plot(decoded, DOCS / "decode.png")
+        decode_plot.plot(decoded, DOCS / "decode.png", curves)
     return 0
 
 

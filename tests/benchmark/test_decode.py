@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rsparse.analysis.decode_plot import plot
-from rsparse.analysis.decode_table import by_kind, load_records, markdown
+from rsparse.analysis.decode_table import by_kind, by_length, load_records, markdown
 from rsparse.benchmark.decode import bench, timing
 from rsparse.benchmark.decode.forced import Forced
 from rsparse.benchmark.decode.paths import DENSE_PATHS, dense_paths
@@ -253,6 +253,16 @@ def test_table_and_plot(folder, tmp_path):
     assert by_kind(first["kernels"]) == {"attention": 0.5, "linears": 2.0, "select and norms": 0.0, "other": 0.3}
     plot(records, tmp_path / "decode.png")
     assert (tmp_path / "decode.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_rates_by_length(folder):
+    record = load_records(folder)[0]
+    config, metrics = record["config"], record["metrics"]
+    metrics["by_length"] = {"128": {"tokens_per_second": 30.0, "with_prefill": 24.0}}
+    metrics["dense"][metrics["dense_best"]]["by_length"] = {"128": {"tokens_per_second": 20.0, "with_prefill": 18.0}}
+    assert by_length([record]).splitlines()[2:] == [
+        f"| {config['model']} | 40% | none | 128 | 20.0 | 30.0 | 1.500 | 18.0 | 24.0 | 1.333 |"
+    ]
 
 
 def test_files_that_are_no_records(tmp_path):

@@ -7,7 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 BENCH, QUALITY = ROOT / "results" / "bench", ROOT / "results" / "quality"
-KERNELS, DECODE = ROOT / "results" / "gpu" / "kernels", ROOT / "results" / "gpu" / "decode"
+GPU = ROOT / "results" / "gpu"
+KERNELS, DECODE = GPU / "kernels", GPU / "decode"
+CURVE, COMPILED = GPU / "decode-curve", GPU / "decode-compile"
 RANKS, REPRODUCE = ROOT / "results" / "rank", ROOT / "results" / "reproduce"
 UNIFORM = ROOT / "results" / "uniform" / "smollm2-135m"
 TEXTS = {"wikitext2-test.txt": "WikiText-2", "c4-short.jsonl": "C4"}

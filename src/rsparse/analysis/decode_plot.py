@@ -12,40 +12,64 @@ from rsparse.atomic import new_file
 MARKERS = "osDv^P*X"
 
 
-def plot(records: Sequence[Record], path: Path) -> None:
-    """Left: each model's speed-up over the best dense, and by the bytes read; right: its tokens a second by new tokens."""
+def plot(records: Sequence[Record], path: Path, lengths: Sequence[Record] = ()) -> None:
+    """Left: each model's speed-up over the best dense, and by the bytes read; right: tokens a second by new tokens, sparse and
+    dense, of `lengths`, or without them of the records that have most new tokens."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
+    _speedups(left, records)
+    longest = max(row["config"]["new_tokens"] for row in records)
+    _rates(right, lengths or [row for row in records if row["config"]["new_tokens"] == longest])
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=7)
+    with new_file(path) as aside:
+        figure.savefig(aside, dpi=130, format="png")
+    plt.close(figure)
+
+
+def _speedups(axis: Any, records: Sequence[Record]) -> None:
     lines: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         config = record["config"]
         lines.setdefault((config["model"], config["batch"], config["ranks"], config["new_tokens"]), []).append(record)
-    for number, ((model, batch, ranks, _), rows) in enumerate(lines.items()):
+    for number, rows in enumerate(lines.values()):
         rows = sorted(rows, key=lambda row: row["metrics"]["achieved_sparsity"])
-        label = f"{model}, {'recipe' if ranks is None else f'ranks {ranks}'}" + (f", batch {batch}" if batch > 1 else "")
-        style = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4, "linewidth": 1, "color": f"C{number % 10}"}
+        style = _style(number)
         x = [row["metrics"]["achieved_sparsity"] for row in rows]
-        left.plot(x, [row["metrics"]["speedup"] for row in rows], label=label, **style)
+        axis.plot(x, [row["metrics"]["speedup"] for row in rows], label=_label(rows[0]), **style)
         bound = style | {"linestyle": ":", "markerfacecolor": "none"}
-        left.plot(x, [row["metrics"]["speedup_by_bytes"] for row in rows], **bound)
-        for row in rows:
-            lengths = {int(key): each["tokens_per_second"] for key, each in row["metrics"]["by_length"].items()}
-            if lengths:
-                right.plot(list(lengths), list(lengths.values()), label=f"{label}, {row['config']['sparsity']:.0%}", **style)
-    left.axhline(1, color="black", linewidth=0.8)
-    left.set(xlabel="achieved sparsity", ylabel="speed-up over the best dense (hollow: by bytes)", xlim=(0, 1))
-    left.legend(fontsize=7)
-    right.set(xlabel="new tokens", ylabel="tokens a second")
-    if right.lines:
-        right.set_xscale("log", base=2)
-        right.xaxis.set_major_formatter("{x:.0f}")
-        right.set_ylim(0, 1.1 * max(max(line.get_ydata()) for line in right.lines))
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-    with new_file(path) as aside:
-        figure.savefig(aside, dpi=130, format="png")
-    plt.close(figure)
+        axis.plot(x, [row["metrics"]["speedup_by_bytes"] for row in rows], **bound)
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.set(xlabel="achieved sparsity", ylabel="speed-up over the best dense (hollow: by bytes)")
+
+
+def _rates(axis: Any, records: Sequence[Record]) -> None:
+    for number, row in enumerate(records):
+        metrics, style = row["metrics"], _style(number)
+        dense = metrics["dense"][metrics["dense_best"]]["by_length"]
+        for found, what in ((metrics["by_length"], f"{row['config']['sparsity']:.0%}"), (dense, "dense")):
+            rates = {int(key): each["tokens_per_second"] for key, each in found.items()}
+            hollow = {"linestyle": ":", "markerfacecolor": "none"} if what == "dense" else {}
+            if rates:
+                axis.plot(list(rates), list(rates.values()), label=f"{_label(row)}, {what}", **style | hollow)
+    axis.set(xlabel="new tokens", ylabel="tokens a second")
+    if axis.lines:
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.set_ylim(0, 1.1 * max(max(line.get_ydata()) for line in axis.lines))
+
+
+def _label(row: Record) -> str:
+    config = row["config"]
+    ranks = "recipe" if config["ranks"] is None else f"ranks {config['ranks']}"
+    return f"{config['model']}, {ranks}" + (f", batch {config['batch']}" if config["batch"] > 1 else "")
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {"marker": MARKERS[number % len(MARKERS)], "markersize": 4, "linewidth": 1, "color": f"C{number % 10}"}

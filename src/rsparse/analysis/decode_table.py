@@ -50,6 +50,21 @@ def markdown(records: Sequence[Record], *, level: int = 2) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def by_length(records: Sequence[Record]) -> str:
+    """Tokens a second after so many new ones, of one run each: decode alone, and the prompt included."""
+    head = ["model", "sparsity asked", "low-rank units", "new tokens", "dense", "sparse", "×"]
+    lines = head_lines([*head, "dense, with prefill", "sparse, with prefill", "×"])
+    for record in records:
+        config, metrics = record["config"], record["metrics"]
+        dense = metrics["dense"][metrics["dense_best"]]["by_length"]
+        for length, each in metrics["by_length"].items():
+            cells = [config["model"], f"{config['sparsity']:.0%}", config["ranks"] or "recipe", length]
+            for name in ("tokens_per_second", "with_prefill"):
+                cells += [f"{dense[length][name]:.1f}", f"{each[name]:.1f}", f"{each[name] / dense[length][name]:.3f}"]
+            lines.append(row_line(cells))
+    return "\n".join(lines) + "\n"
+
+
 def _speeds(rows: Sequence[Record]) -> list[str]:
     head = ["sparsity asked", "achieved", "low-rank units", "rank share", "tokens/s", "with prefill", "ms a token"]
     head += ["× best dense", "× best cuBLAS", "× by bytes", "1/(1−s)", "TB/s", "of copy"]
