@@ -255,7 +255,7 @@ def test_table_and_plot(folder, tmp_path):
     assert (tmp_path / "decode.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_rates_by_length(folder):
+def test_the_table_by_length(folder):
     record = load_records(folder)[0]
     config, metrics = record["config"], record["metrics"]
     metrics["by_length"] = {"128": {"tokens_per_second": 30.0, "with_prefill": 24.0}}
