@@ -20,10 +20,10 @@ BODY_WORDS = range(120, 601)  # fits a window of 1024 tokens with what is writte
 def rows(articles: Path) -> Iterator[dict[str, str]]:
     """context and summary of each article whose parts have a fitting length."""
     for line in articles.read_text(encoding="utf-8").splitlines():
-        title, *paragraphs = [part.strip() for part in json.loads(line)["text"].split("\n") if part.strip()]
-        if len(paragraphs) < 2:
+        parts = [part.strip() for part in json.loads(line)["text"].split("\n") if part.strip()]
+        if len(parts) < 3:
             continue
-        lead, body = paragraphs[0], "\n".join(paragraphs[1:])
+        title, lead, body = parts[0], parts[1], "\n".join(parts[2:])
         if len(lead.split()) in LEAD_WORDS and len(body.split()) in BODY_WORDS:
             yield {"context": f"{title}\n{body}\n\nSummary of the article about {title}:", "summary": lead}
 

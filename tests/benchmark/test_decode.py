@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
 
+from rsparse.analysis import decode_plot
 from rsparse.analysis.decode_plot import plot
 from rsparse.analysis.decode_table import by_kind, by_length, load_records, markdown
 from rsparse.benchmark.decode import bench, timing
@@ -263,6 +265,28 @@ def test_the_table_by_length(folder):
     assert by_length([record]).splitlines()[2:] == [
         f"| {config['model']} | 40% | none | 128 | 20.0 | 30.0 | 1.500 | 18.0 | 24.0 | 1.333 |"
     ]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_plot_over_length(folder, tmp_path, monkeypatch, given):
+    """Sparse and dense rates of the records over length, or of those with most new tokens where there are none."""
+    drawn, real = {}, decode_plot._rates
+    monkeypatch.setattr(
+        decode_plot, "_rates", lambda axis, records: (real(axis, records), drawn.update(lines=list(axis.lines)))
+    )
+    first, second, _ = load_records(folder)
+    for record, rate in ((first, 30.0), (second, 50.0)):
+        metrics = record["metrics"]
+        for each, less in ((metrics, 0), (metrics["dense"][metrics["dense_best"]], 10)):
+            each["by_length"] = {length: {"tokens_per_second": rate - less + int(length)} for length in ("128", "256")}
+    longer = deepcopy(first)
+    longer["config"]["new_tokens"] *= 2
+    plot([second] if given else [second, longer], tmp_path / "decode.png", [first] if given else ())
+    sparse, dense = drawn["lines"]
+    assert (list(sparse.get_xdata()), list(sparse.get_ydata())) == ([128, 256], [158.0, 286.0])
+    assert list(dense.get_ydata()) == [148.0, 276.0]
+    assert sparse.get_label().endswith(", 40%")
+    assert dense.get_label().endswith(", dense")
 
 
 def test_files_that_are_no_records(tmp_path):

@@ -42,12 +42,7 @@ class FusedModel:
 
     def ops(self) -> FusedOps:
         """New ones: scratch memory belongs to them, and a captured graph to their scratch memory."""
-        device = self.layers.lm_head.device
-        if self._recipe is None and self.backend == "triton":
-            from rsparse.ops.fused.rows import RowOps
-
-            return RowOps(device)
-        return fused_ops(self.backend, device)
+        return fused_ops(self.backend, self.layers.lm_head.device, dense=self._recipe is None)
 
     def session(self, model: PreTrainedModel, rows: int, tokens: int, sampling: Sampling) -> Session:
         """One that holds `tokens` for each of `rows`; the last one where it serves."""

@@ -86,7 +86,8 @@ PROBLEMS = [
     Problem(BF16, 1, 1, 2, 64, 61, (1, 2, 2, True)),
     Problem(FP16, 1, 4, 2, 128, 70, (2, 3, 2, False), norm="plain"),
     Problem(BF16, 2, 7, 1, 32, 33, (4, 1, 4, True), norm="plus_one", padded=True),
-    Problem(FP16, 3, 2, 2, 16, 77, (1, 2, 1, False), window=50, softcap=3.0, padded=True),
+    # Rows that begin before the window, at 0 and 12, and within it, at 24 of 18 to 77.
+    Problem(FP16, 3, 2, 2, 16, 77, (1, 2, 1, False), window=60, softcap=3.0, padded=True),
     Problem(BF16, 2, 1, 2, 256, 9, (2, 2, 4, False), norm="plus_one", window=5, softcap=2.0),
     Problem(BF16, 1, 3, 1, 24, 75, (1, 1, 8, True), softcap=3.0),  # a third of the lanes idle, no whole warp of pairs
     Problem(FP16, 2, 8, 1, 80, 40, (2, 2, 2, True), norm="plain", window=1),  # of a window, only the new token

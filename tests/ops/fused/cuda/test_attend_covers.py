@@ -41,6 +41,12 @@ def within(x, before=0, after=0):
     return wide[..., before : before + x.shape[3]]
 
 
+def with_unaligned_values():
+    """By the same steps as the keys."""
+    qkv, cache, *rest = problem()
+    return qkv, replace(cache, k=within(cache.k, 0, 8), v=within(cache.v, 4, 4)), *rest
+
+
 def every_other(x):
     return within(x.repeat_interleave(2, 3))[..., ::2]
 
@@ -78,6 +84,7 @@ REFUSED = {
     ),
     "keys and values apart in different ways": with_cache(lambda x: within(x, 8), "v"),
     "unaligned": with_cache(lambda x: within(x, 4, 4), "k", "v"),
+    "values alone unaligned": with_unaligned_values(),
     "slots no vectors": with_cache(lambda x: within(x, 0, 4), "k", "v"),
     "every other number": with_cache(every_other, "k", "v"),
     "cos and sin by columns": with_cos_sin(lambda x: x.T.contiguous().T),

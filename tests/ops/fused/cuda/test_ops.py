@@ -12,7 +12,8 @@ pytest.importorskip("triton")
 from rsparse.ops.fused import fused_ops
 from rsparse.ops.fused.cuda import compiler
 from rsparse.ops.fused.cuda import ops as module
-from rsparse.ops.fused.cuda.ops import CudaOps
+from rsparse.ops.fused.cuda.ops import CudaOps, CudaRowOps
+from rsparse.ops.fused.rows import RowOps
 from rsparse.ops.fused.settings import stream_form
 from rsparse.ops.fused.triton_ops import TritonOps, merged
 from tests.ops.fused import problems
@@ -121,9 +122,17 @@ def test_a_pairs_tiles_have_half_of_either(monkeypatch, out, columns):
 
 @pytest.mark.parametrize("why", [None, "NVRTC is missing"])
 def test_the_triton_backend_streams_where_it_can(monkeypatch, why):
-    """And says once why it cannot, on a GPU."""
     monkeypatch.setattr(compiler, "refusal", lambda device: why)
     assert type(fused_ops("triton", CPU)) is (CudaOps if why is None else TritonOps)
+    assert type(fused_ops("triton", CPU, dense=True)) is (CudaRowOps if why is None else RowOps)
+
+
+@pytest.mark.parametrize("ops", [CudaOps, CudaRowOps])
+def test_a_dense_model_has_the_same_attention(monkeypatch, ops):
+    seen = []
+    monkeypatch.setattr(module.attention_kernel, "attend", lambda *arguments: seen.append(arguments))
+    ops(CPU).attend(*problems.attention(1, 2, 2, 64, 40, 20, torch.bfloat16))
+    assert len(seen) == 1
 
 
 def test_a_gpu_without_it_is_told(monkeypatch):

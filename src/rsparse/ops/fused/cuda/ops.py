@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rsparse.ops.fused.cuda import attend as attention_kernel
 from rsparse.ops.fused.cuda.stream import covers, fits, stream
+from rsparse.ops.fused.rows import RowOps
 from rsparse.ops.fused.settings import Tiles, channels_of, stream_form, tiles_for
 from rsparse.ops.fused.triton_ops import TritonOps, merged
 from rsparse.ops.fused.types import Attention, Cache, Group, Norm
@@ -16,17 +17,8 @@ from rsparse.ops.fused.types import Attention, Cache, Group, Norm
 NARROWEST = 16  # columns of a tile: a row's piece is then one sector of 32 bytes, a pair's two share theirs with neighbours
 
 
-class CudaOps(TritonOps):
-    """One launch for a linear in place of two, two for an MLP in place of four, and attention whose keys and values are on the
-    way before it looks at q (times: docs/log.md)."""
-
-    def mlp(self, x: Tensor, norm: Norm, gate_up: Group, act: str, down: Group, add: Tensor | None = None) -> Tensor:
-        if x.shape[0] == 1:
-            tiles = self.stream_tiles(gate_up, paired=True)
-            if covers(gate_up, tiles, paired=True):
-                gated = stream(x, gate_up, merged(gate_up), tiles, self.workspace, norm=norm, act=act)
-                return self.project(gated, down, add)
-        return super().mlp(x, norm, gate_up, act, down, add)
+class CudaAttention(TritonOps):
+    """TritonOps whose attention has keys and values on the way before it looks at q (times: docs/log.md)."""
 
     def attend(self, qkv: Tensor, cache: Cache, cos_sin: Tensor, attention: Attention) -> Tensor:
         if not attention_kernel.covers(qkv, cache, cos_sin, attention):
@@ -38,6 +30,18 @@ class CudaOps(TritonOps):
     def clusters(self) -> bool:
         """Whether blocks of the GPU can share memory."""
         return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
+
+
+class CudaOps(CudaAttention):
+    """One launch for a linear in place of two, two for an MLP in place of four."""
+
+    def mlp(self, x: Tensor, norm: Norm, gate_up: Group, act: str, down: Group, add: Tensor | None = None) -> Tensor:
+        if x.shape[0] == 1:
+            tiles = self.stream_tiles(gate_up, paired=True)
+            if covers(gate_up, tiles, paired=True):
+                gated = stream(x, gate_up, merged(gate_up), tiles, self.workspace, norm=norm, act=act)
+                return self.project(gated, down, add)
+        return super().mlp(x, norm, gate_up, act, down, add)
 
     def _project(self, x: Tensor, group: Group, add: Tensor | None, kind: str, norm: Norm | None = None) -> Tensor:
         if x.shape[0] == 1 and kind in ("plain", "norm"):
@@ -56,3 +60,7 @@ class CudaOps(TritonOps):
         while group.in_features > channels_of(warps) and warps < 32:
             warps *= 2
         return stream_form(columns, warps, tiles.stages)
+
+
+class CudaRowOps(CudaAttention, RowOps):
+    """A dense model's: it has the better attention too, so that a comparison is of the linears."""
