@@ -18,9 +18,15 @@ BODY_WORDS = range(120, 601)  # fits a window of 1024 tokens with what is writte
 
 
 def rows(articles: Path) -> Iterator[dict[str, str]]:
-    """context and summary of each article whose parts have a fitting length."""
-    for line in articles.read_text(encoding="utf-8").splitlines():
-        parts = [part.strip() for part in json.loads(line)["text"].split("\n") if part.strip()]
+    """context and summary of each article whose parts have a fitting length. Raises ValueError for a row that is no article."""
+    for number, line in enumerate(articles.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+            parts = [part.strip() for part in text.split("\n") if part.strip()]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"row {number} is no JSON object with a string `text`") from None
         if len(parts) < 3:
             continue
         title, lead, body = parts[0], parts[1], "\n".join(parts[2:])
@@ -33,7 +39,12 @@ def main() -> None:
     parser.add_argument("articles", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
-    found = list(rows(args.articles))
+    try:
+        found = list(rows(args.articles))
+    except (OSError, ValueError) as error:
+        parser.error(f"{args.articles}: {error}")
+    if not found:
+        parser.error(f"{args.articles}: no article has a lead of 15 to 80 words and 120 to 600 after it")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
     print(f"{args.out}: {len(found)} rows")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rsparse.benchmark import shapes
 from rsparse.benchmark.shapes import SHAPES, STD, check_shape, random_model, random_windows
 from rsparse.errors import RSparseError
 from rsparse.fingerprint import weights_sha
@@ -69,3 +70,9 @@ def test_what_is_no_shape(name, tokens, says):
     with pytest.raises(RSparseError, match=says):
         check_shape(name, tokens)
     check_shape("llama-3-8b", 2048)
+
+
+def test_a_model_that_memory_does_not_hold(monkeypatch):
+    monkeypatch.setattr(shapes, "_free_memory", lambda: 20 * 10**9)
+    with pytest.raises(RSparseError, match=r"^a random llama-3-8b in float32 takes 32 GB, and 20 GB of memory are free"):
+        random_model("llama-3-8b", CPU, torch.float32)

@@ -189,7 +189,7 @@ def test_task_rows(here):
 def test_tasks_without_the_harness(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     for options in (["--tasks", "gsm8k"], ["--task-dir", "tasks"]):
-        bad("pip install 'rsparse[tasks]'", "eval", "sparse", *options)
+        bad("pip install -e '.[tasks]'", "eval", "sparse", *options)
 
 
 def test_a_dense_model_against_itself(monkeypatch):

@@ -204,3 +204,8 @@ def test_killed_it_goes_on(folder):
     assert all(json.loads(path.read_text())["metrics"] for path in records)
     assert "not run" not in good("reproduce", "samples", "dense", "--samples", many, *ONE, *QUICK).out
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+
+def test_one_row_of_a_task_cannot_be_compared(folder):
+    bad("--limit must be 2 or more", "reproduce", "oracle", "dense", "--task-dir", "tasks", "--limit", "1", *QUICK)
+    assert not (folder / "out").exists()

@@ -6,7 +6,7 @@ from rsparse.benchmark.failures import note
 from rsparse.reproduce.notes import notes
 from rsparse.reproduce.results import TASKS, Results
 from rsparse.reproduce.run import refuse
-from rsparse.reproduce.table import Row
+from rsparse.reproduce.table import BASE, Row, Variant
 from rsparse.reproduce.view import markdown, metrics
 from rsparse.token_policy import TokenPolicy
 from tests.reproduce.requests import ALL, LAST, request, table, write_tasks, write_text
@@ -227,3 +227,16 @@ def test_a_cell_that_failed_says_so_and_why(tmp_path):
     write_text(tmp_path, results.request, searched, ALL, "one.txt", [1.0, 2.0], 0.5)  # by now it has run
     write_tasks(tmp_path, results.request, searched, LAST, 0.5, **EIGHT)
     assert "failed" not in markdown(results_of(tmp_path)).lower()
+
+
+def test_a_dense_model_of_other_weights_is_no_reference(tmp_path):
+    mine = table(Row("teal", (0.5,), (BASE, Variant("int4", "4 bits", weight_bits=4))), tasks=True)
+    results = results_of(tmp_path, mine)
+    lines = {line.label: line for line in results.lines}
+    assert list(lines) == ["dense", "teal", "dense, 4 bits", "teal, 4 bits"]
+    for label in ("teal", "dense, 4 bits", "teal, 4 bits"):  # no record of the model's own weights
+        line = lines[label]
+        write_tasks(tmp_path, results.request, line, ALL, 0.0 if line.dense else 0.5, **EIGHT)
+    found = rows(markdown(results), "By task, %, token policy all")
+    assert found["teal"][-1] == ""
+    assert found["teal, 4 bits"][-1] == "+0.00 (+0.00 to +0.00)"

@@ -19,7 +19,7 @@ def rows(monkeypatch, tmp_path):
 
     def made(*texts):
         path = tmp_path / "articles.jsonl"
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
         return list(module.rows(path))
 
     return made
@@ -47,3 +47,13 @@ def test_the_limits_are_in(rows):
 @pytest.mark.parametrize("text", ["", "Rivers", "Rivers\n\n" + "lead " * 15])
 def test_articles_without_parts_are_left_out(rows, text):
     assert rows(text) == []
+
+
+def test_a_line_separator_does_not_end_a_row(rows):
+    assert len(rows(article().replace("last", "last\u2028line"))) == 1
+
+
+@pytest.mark.parametrize("text", [5, None, ["Rivers"]])
+def test_a_row_that_is_no_article_is_named(rows, text):
+    with pytest.raises(ValueError, match=r"^row 2 is no JSON object with a string `text`"):
+        rows(article(), text)

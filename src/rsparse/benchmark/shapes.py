@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -112,11 +113,16 @@ def check_shape(name: str, tokens: int) -> None:
 def random_model(name: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
     """The model of shape `name` in eval mode, its matrices of N(0, STD²), made on `device` in `dtype` and nowhere else.
 
-    The same for the same seed on one kind of device. Norms and biases are as the architecture starts them.
+    The same for the same seed on one kind of device. Norms and biases are as the architecture starts them. Raises RSparseError
+    for one that a CPU's memory does not hold: the system would kill the process without a word.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(**SHAPES[name])
+    if device.type == "cpu":
+        with torch.device("meta"):
+            size = AutoModelForCausalLM.from_config(config, dtype=dtype).num_parameters() * dtype.itemsize
+        check_memory(f"a random {name} in {str(dtype).removeprefix('torch.')}", size, _free_memory())
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     generator = torch.Generator(device).manual_seed(seed)
@@ -125,6 +131,21 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype, seed: int 
             parameter.normal_(0, STD, generator=generator)
     model.config.name_or_path = name
     return model.eval()
+
+
+def check_memory(what: str, size: int, free: int | None) -> None:
+    """Raises RSparseError where `what` takes more bytes than are free; None is not known."""
+    if free is not None and size > free:
+        raise RSparseError(f"{what} takes {size / 1e9:.0f} GB, and {free / 1e9:.0f} GB of memory are free; try --device cuda")
+
+
+def _free_memory() -> int | None:
+    """Bytes that a process can have without swapping, as Linux tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
 
 
 def random_windows(name: str, count: int, tokens: int, seed: int = 0) -> Tensor:

@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
     if args.out.exists() and not args.out.is_dir():
         raise RSparseError(f"{args.out} is a file; name a folder to write to")
     check_writable(args.out / "settings.json")
+    if args.limit == 1:
+        raise RSparseError("--limit must be 2 or more: tables compare methods over the same two rows or more")
     policies, choice = _policies(args), _choice(args)
     measured = (_shown if args.show else _asked)(args, list(tables.values()), choice)
     request = _request(args, policies, choice, measured)

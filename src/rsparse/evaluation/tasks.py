@@ -156,7 +156,7 @@ def _check_harness() -> None:
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
-        raise RSparseError(f"tasks need lm-evaluation-harness ({error}): pip install 'rsparse[tasks]'") from error
+        raise RSparseError(f"tasks need lm-evaluation-harness ({error}): pip install -e '.[tasks]'") from error
 
 
 @contextlib.contextmanager

@@ -65,8 +65,7 @@ class Request:
                 found.setdefault(variant, []).extend(Line(variant, spec, level) for level in levels)
         result: dict[Line, None] = {}
         for variant, lines in found.items():
-            changed = variant.generates or variant.weight_bits is not None  # else it is the folder's own dense model
-            for line in (Line(variant if changed else BASE, DENSE, 0.0), *lines) if lines else ():
+            for line in (Line(variant if variant.own_dense else BASE, DENSE, 0.0), *lines) if lines else ():
                 result[line] = None
         return list(result)
 

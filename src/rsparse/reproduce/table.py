@@ -28,6 +28,11 @@ class Variant:
     generates: bool = False
     searches: bool = False
 
+    @property
+    def own_dense(self) -> bool:
+        """Whether its dense model has figures of its own; else they are the folder's."""
+        return self.generates or self.weight_bits is not None
+
 
 BASE = Variant()
 

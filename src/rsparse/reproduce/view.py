@@ -19,6 +19,7 @@ from rsparse.reproduce.protocol import protocol
 from rsparse.reproduce.request import Line, folder_of
 from rsparse.reproduce.results import TASKS, Results, mean_score
 from rsparse.reproduce.searches import searches_folder
+from rsparse.reproduce.table import BASE
 from rsparse.token_policy import TokenPolicy
 
 
@@ -96,7 +97,7 @@ def task_table(results: Results, policy: TokenPolicy) -> list[str]:
     dense = {line.variant: line for line in scored if line.dense}
     for line, scores in scored.items():
         cells = [f"{100 * scores[head].mean(scores[head].primary):.1f}" if head in scores else "" for head in heads]
-        base = dense.get(line.variant) or next(iter(dense.values()), None)
+        base = dense.get(line.variant if line.variant.own_dense else BASE)
         found = None if line.dense or base is None else results.accuracy_difference(line, base, policy)
         cells += [f"{mean_score(scores):.2f}"]
         cells.append("" if found is None else f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})")
