@@ -28,6 +28,16 @@ SIZE = [
 ]
 QUICK = [*SIZE, "--searched", "population=2,generations=1,samples=2", "-o", "out"]
 ONE = ["--method", "sparse_only"]
+# A pause behind each record: cells of this size are over before a busy machine has looked for the first.
+SLOWLY = """
+import sys, time
+from rsparse import records
+from rsparse.cli import main
+
+write = records.write
+records.write = lambda *record: (write(*record), time.sleep(0.5))
+sys.exit(main())
+"""
 
 
 @pytest.fixture
@@ -173,18 +183,7 @@ def test_show_of_a_model_that_is_not_there(here):
 def test_killed_it_goes_on(folder):
     """kill -9 in the middle leaves whole records alone; Ctrl-C writes the tables of what is there."""
     many = ",".join(map(str, range(1, 13)))
-    command = [
-        sys.executable,
-        "-m",
-        "rsparse.cli",
-        "reproduce",
-        "samples",
-        "dense",
-        "--samples",
-        many,
-        *ONE,
-        *map(str, QUICK),
-    ]
+    command = [sys.executable, "-c", SLOWLY, "reproduce", "samples", "dense", "--samples", many, *ONE, *map(str, QUICK)]
     for how, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         before = len(list((folder / "out").rglob("*test.json")))
         process = subprocess.Popen(
