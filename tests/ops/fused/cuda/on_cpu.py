@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import torch
+
 from rsparse.ops.fused.cuda import compiler, stream
 
 HERE = Path(__file__).parent
@@ -50,6 +52,20 @@ def _file_of(name):
 
 def text_of(constants):
     return filled(KERNEL, constants, stream.FILES)
+
+
+class Unbuilt:
+    """A kernel that computes nothing."""
+
+    def launch(self, blocks, values, types, device):
+        pass
+
+
+def stand_in(patch, module, compiled, load):
+    """`module` compiles by `compiled(constants)` and loads by `load`, as on a GPU that has clusters."""
+    patch.setattr(module, "compiled", lambda code, constants, arch: compiled(constants))
+    patch.setattr(module, "load", load)
+    patch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
 class Kernels:

@@ -125,21 +125,12 @@ ONE_HOT_PAIRS = [
 MASKS = [one_hot(kind, dtype, scaled) for kind in KINDS for dtype, scaled in ((BF16, True), (FP16, False))]
 
 
-class Unbuilt:
-    """A kernel that computes nothing."""
-
-    def launch(self, blocks, values, types, device):
-        pass
-
-
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
     """Those that all problems ask for, compiled together."""
     made, wanted = on_cpu.Kernels(tmp_path_factory.mktemp("kernels")), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "compiled", lambda code, constants, arch: wanted.append(constants))
-        patch.setattr(module, "load", lambda *arguments: Unbuilt())
-        patch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        on_cpu.stand_in(patch, module, wanted.append, lambda *arguments: on_cpu.Unbuilt())
         for problem in NUMERIC + MASKS + PAIRED + ONE_HOT_PAIRS:
             problem.run()
     made.build(wanted)
@@ -155,9 +146,7 @@ def on_the_cpu(monkeypatch, kernels):
         assert shared == 4 * constants["COLUMNS"] * constants["LISTS"], "an entry of a list is 4 bytes"
         return kernels.kernel(constants, threads)
 
-    monkeypatch.setattr(module, "compiled", lambda code, constants, arch: constants)
-    monkeypatch.setattr(module, "load", load)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    on_cpu.stand_in(monkeypatch, module, lambda constants: constants, load)
     module._kernel.cache_clear()
     torch.use_deterministic_algorithms(True)
     yield
