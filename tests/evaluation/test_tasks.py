@@ -136,5 +136,5 @@ def test_without_the_hub(monkeypatch, tmp_path, capfd):
 def test_without_the_harness(monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     for names, where in ((["gsm8k"], None), (None, folder)):
-        with pytest.raises(RSparseError, match=r"pip install 'rsparse\[tasks\]'"):
+        with pytest.raises(RSparseError, match=r"pip install -e '\.\[tasks\]'"):
             load_tasks(names, where)
