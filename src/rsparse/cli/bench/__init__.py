@@ -6,7 +6,7 @@ import argparse
 import importlib
 import pkgutil
 
-HELP = "benchmarks that run unattended and resume: quality, search, decode, kernels"
+HELP = "benchmarks that run unattended and resume: quality, search, decode, kernels; and parity, a check of the decode step"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
