@@ -1,9 +1,10 @@
-// A head's RMSNorm and rotary embedding, by one warp.
+// RMSNorm and rotary embedding of q and of the new k, by heads, each by one warp.
 //
-// Constants: D (of a head), LANES (threads that read it then, 8 numbers each), and norm.cuh's.
+// Constants: D (of a head), GROUP (heads of q), WARPS, LANES (threads that read a head then, 8 numbers each), and norm.cuh's.
 
-constexpr int WIDTH = 8 * LANES;          // of a head in shared memory, zero past D
-constexpr int PAIRS = (D / 2 + 31) / 32;  // that rotate, of a head, a lane
+constexpr int WIDTH = 8 * LANES;                 // of a head in shared memory, zero past D
+constexpr int PAIRS = (D / 2 + 31) / 32;         // that rotate, of a head, a lane
+constexpr int TURNED = (GROUP + WARPS) / WARPS;  // heads that a warp turns, of q and the new k
 
 // A lane's share of the two halves of [D] numbers: a head, a norm's weight, or cos and sin. They stay as they come, since a
 // conversion waits for its load, and all warps read them, since a branch does too.
@@ -54,4 +55,25 @@ __device__ __forceinline__ void turn(
     copy[D / 2 + place(i)] = right;
   }
   for (int i = D + (int)threadIdx.x % 32; i < WIDTH; i += 32) to[i] = 0;
+}
+
+// The weights of the norms of a warp's heads.
+__device__ __forceinline__ void load_norms(Halves (&weights)[TURNED], const number* q_norm, const number* k_norm) {
+  const int warp = threadIdx.x / 32;
+  #pragma unroll
+  for (int i = 0; NORM && i < TURNED; i++) weights[i] = halves(warp + i * WARPS < GROUP ? q_norm : k_norm, kept);
+}
+
+// q [GROUP, D] and, where it is `newest`, the new k [D], normed and rotated: to heads [GROUP + 1, WIDTH], k to the cache too.
+__device__ __forceinline__ void turn_heads(
+    float* heads, number* cached, const number* q, const number* k, bool newest, const Halves (&weights)[TURNED], float q_eps,
+    float k_eps, const Halves& cos_sin) {
+  const int warp = threadIdx.x / 32;
+  #pragma unroll
+  for (int i = 0; i < TURNED; i++) {
+    const int h = warp + i * WARPS;
+    const bool of_q = h < GROUP, live = of_q || (h == GROUP && newest);
+    const Halves x = halves(of_q ? q + h * D : k, [](const number* p) { return *p; });
+    turn(heads + h * WIDTH, of_q ? nullptr : cached, live, x, weights[i], of_q ? q_eps : k_eps, cos_sin);
+  }
 }
