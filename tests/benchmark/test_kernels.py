@@ -287,6 +287,8 @@ def test_the_command(ran, tmp_path, monkeypatch):
     assert [(row["model"], row["us"]) for row in made["metrics"]["rows"]] == [("llama-2-7b", 10.0)]
     assert good(*words, "--levels", "0.5", "--ranks", "none").out.splitlines() == [last]
     bad("holds cells of repeats = 7, and this run has 3", *words, "--repeats", "3")
+    assert "run again to go on" in good(*words[:-1], tmp_path / "none", "--seconds", "0").out
+    assert not (tmp_path / "none").exists()
     ran.broken = {"o": ValueError("no such kernel")}
     outcome = run(*words, "--levels", "0.5")
     assert outcome.code == 2

@@ -270,6 +270,7 @@ def test_ctrl_c_is_not_a_failed_cell(files, monkeypatch):
     monkeypatch.setattr(workbench, "evaluate", evaluate)
     with pytest.raises(KeyboardInterrupt):
         Bench(files, grid(files)).run()
+    assert not (files / "out").exists()
 
 
 @pytest.mark.parametrize(

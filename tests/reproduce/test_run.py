@@ -167,6 +167,7 @@ def test_a_search_that_cannot_be_leaves_the_other_parts(files):
     choice = CHOICE.__class__((2,), (1,), (("samples", "999"),))
     tried = Tried(files, table(*rows, texts=True), choice=choice)
     assert tried.runner.run() == ["search-size: the calibration has 20 windows, and the search samples 999"]
+    assert not (tried.out / "search-size" / "tiny" / "search").exists()
     assert list(tried.out.rglob("sparse_only*.json"))
     text = markdown(Results(tried.tables[0], tried.asked, tried.out))
     assert "| 50% | failed: the calibration has 20 windows, and the search samples 999 |" in text

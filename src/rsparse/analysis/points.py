@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rsparse.atomic import write_text
-from rsparse.benchmark.settings import SETTINGS_FILE, check_parts
+from rsparse.benchmark.settings import SETTINGS_FILE, keep_parts
 from rsparse.errors import RSparseError
 
 
@@ -17,7 +17,7 @@ class Points:
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder = folder
-        check_parts(folder, {"settings": settings})
+        keep_parts(folder, {"settings": settings})
 
     def get(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The point `name`: read where it is there, else made and kept. Raises RSparseError for a damaged file."""

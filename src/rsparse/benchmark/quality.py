@@ -10,7 +10,7 @@ from typing import Any
 from rsparse import records
 from rsparse.benchmark.failures import clear, note, reason_of
 from rsparse.benchmark.grid import DENSE, Cell, CellList, Grid, model_label, text_label
-from rsparse.benchmark.settings import Settings, check_folder
+from rsparse.benchmark.settings import Settings, keeping, parts_of
 from rsparse.benchmark.workbench import Prepared, Workbench
 from rsparse.errors import RefusedError
 from rsparse.evaluation.describe import short
@@ -46,13 +46,14 @@ class QualityBench:
     def run(self) -> list[str]:
         """Run what is missing; returns a line for each cell that failed."""
         texts = {text_label(name): name for name in (*self.grid.texts, self.settings.calibration_data)}
-        check_folder(self.folder, self.settings, {model_label(name): name for name in self.grid.models}, texts)
+        parts = parts_of(self.settings, {model_label(name): name for name in self.grid.models}, texts)
         missing = {model: [c for c in self.grid.cells(model) if not c.path(self.folder).exists()] for model in self.grid.models}
         self._total, self._done = sum(map(len, missing.values())), 0
         self._start = time.perf_counter()
-        for model, cells in missing.items():
-            if cells:
-                self._run_model(model, cells)
+        with keeping(self.folder, parts):
+            for model, cells in missing.items():
+                if cells:
+                    self._run_model(model, cells)
         return self.failed
 
     def _run_model(self, name: str, cells: list[Cell]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rsparse.errors import RSparseError
 from rsparse.evaluation.describe import short
 
 SETTINGS_FILE = "settings.json"
+Parts = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,42 @@ class Settings:
                 raise RSparseError(f"--{name.replace('_', '-')} must be {bound} or more, got {value}")
 
 
-def check_folder(folder: Path, settings: Settings, models: Mapping[str, str], texts: Mapping[str, str]) -> None:
-    """Write all of it to `folder`, or raise RSparseError where cells there are of other settings, or of another model, text or
-    task of one name. `models` and `texts` map labels to names; more of them may join a folder."""
+def parts_of(settings: Settings, models: Mapping[str, str], texts: Mapping[str, str]) -> Parts:
+    """What a folder of such cells keeps. `models` and `texts` map labels to names; more of them may join it."""
     common = asdict(settings) | {"calibration_data": short(settings.calibration_data)}
-    mine: dict[str, dict[str, Any]] = {
+    return {
         "settings": {name: value for name, value in common.items() if name != "tasks"},
         "tasks": dict(settings.tasks),
         "models": {label: model_stamp(name) for label, name in models.items()},
         "texts": {label: text_stamp(name) for label, name in texts.items()},
     }
-    check_parts(folder, mine)
 
 
-def check_parts(folder: Path, mine: dict[str, dict[str, Any]]) -> None:
-    """`check_folder` on what a bench keeps: its `settings` must be equal, of each other part what both name."""
-    path = folder / SETTINGS_FILE
+@contextlib.contextmanager
+def keeping(folder: Path, mine: Parts) -> Iterator[None]:
+    """`keep_parts` for a block that measures. Where nothing comes to lie beside a file that is new, it goes again, and folders
+    that were made for it: without a record there is no protocol to hold others to."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    fresh = not (folder / SETTINGS_FILE).exists()
+    keep_parts(folder, mine)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # another process, which takes the folder or puts something there
+            if fresh and [path.name for path in folder.iterdir()] == [SETTINGS_FILE]:
+                (folder / SETTINGS_FILE).unlink()
+                for each in new:
+                    each.rmdir()
+
+
+def keep_parts(folder: Path, mine: Parts) -> None:
+    """Write them to `folder`, beside what it keeps of other models and texts; raises what `check_parts` does."""
+    write_text(folder / SETTINGS_FILE, json.dumps(check_parts(folder, mine), indent=1) + "\n")
+
+
+def check_parts(folder: Path, mine: Parts) -> Parts:
+    """What `folder` keeps with `mine` in it. Raises RSparseError where its `settings` are others, or one of the other parts has
+    another model, text or task of the same name."""
     theirs = kept_parts(folder, mine)
     for part, values in theirs.items():
         strict = part == "settings" or (part == "tasks" and values and mine[part])
@@ -80,12 +102,10 @@ def check_parts(folder: Path, mine: dict[str, dict[str, Any]]) -> None:
                 raise RSparseError(
                     f"{folder} holds cells of {what} = {there}, and this run has {here}; choose another folder, or the same"
                 )
-    folder.mkdir(parents=True, exist_ok=True)
-    merged = {part: {**theirs.get(part, {}), **values} for part, values in mine.items()}
-    write_text(path, json.dumps(merged, indent=1) + "\n")
+    return {part: {**theirs.get(part, {}), **values} for part, values in mine.items()}
 
 
-def kept_parts(folder: Path, parts: Iterable[str]) -> dict[str, dict[str, Any]]:
+def kept_parts(folder: Path, parts: Iterable[str]) -> Parts:
     """What `folder` keeps of `parts`, in the order in which it came; nothing where no bench has been. Raises RSparseError for
     another file of that name."""
     path = folder / SETTINGS_FILE

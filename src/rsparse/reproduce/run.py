@@ -11,7 +11,7 @@ from rsparse import records
 from rsparse.benchmark.failures import note, reason_of
 from rsparse.benchmark.grid import Cell, CellList, model_label, text_label
 from rsparse.benchmark.quality import QualityBench, cell_name
-from rsparse.benchmark.settings import check_folder
+from rsparse.benchmark.settings import Parts, check_parts, keep_parts, parts_of
 from rsparse.errors import RefusedError, RSparseError
 from rsparse.evaluation.describe import short
 from rsparse.reproduce.request import Request, folder_of
@@ -53,11 +53,8 @@ class Reproduction:
 
     def check(self) -> None:
         """Raises RSparseError where a folder holds cells of another protocol."""
-        model = {model_label(self.request.model): self.request.model}
-        for variant in self.parts():
-            settings = self.request.settings_of(variant)
-            texts = {text_label(name): name for name in (*self.request.texts, settings.calibration_data)}
-            check_folder(folder_of(self.folder, variant), settings, model, texts)
+        for folder, parts in self._protocols().items():
+            check_parts(folder, parts)
 
     def open(self) -> None:
         """Load the model where a cell is missing. Raises RSparseError: without it every cell would fail alike."""
@@ -72,8 +69,9 @@ class Reproduction:
             raise RSparseError(f"cannot load {self.request.model} ({type(error).__name__}: {error})") from error
 
     def run(self) -> list[str]:
-        """Run what is missing; returns a line for each cell that failed."""
-        self.check()
+        """Run what is missing; returns a line for each cell that failed. Raises what `check` does."""
+        for folder, protocol in self._protocols().items():
+            keep_parts(folder, protocol)
         parts = self.parts()
         for number, (variant, cells) in enumerate(parts.items(), 1):
             folder = folder_of(self.folder, variant)
@@ -112,6 +110,15 @@ class Reproduction:
                 refused=lambda cell, error: refuse(cell, error, folder, config), prepared=prepared, config=config,
             )  # fmt: skip
             self.failed += bench.run()
+
+    def _protocols(self) -> dict[Path, Parts]:
+        """What each variant's folder keeps."""
+        found, model = {}, {model_label(self.request.model): self.request.model}
+        for variant in self.parts():
+            settings = self.request.settings_of(variant)
+            texts = {text_label(name): name for name in (*self.request.texts, settings.calibration_data)}
+            found[folder_of(self.folder, variant)] = parts_of(settings, model, texts)
+        return found
 
     def _load(self, name: str) -> tuple[Any, Any]:
         self._loaded = self._loaded or self.load(name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rsparse.benchmark.grid import Cell, model_label
 from rsparse.benchmark.search import SearchBench, record_file
-from rsparse.benchmark.settings import Settings, check_parts
+from rsparse.benchmark.settings import Settings, keeping
 from rsparse.benchmark.workbench import Prepared, Workbench
 from rsparse.errors import RSparseError
 from rsparse.evaluation.describe import short
@@ -56,14 +56,14 @@ class Searches:
 
     def _search(self, model: str, settings: SearchSettings, methods: Sequence[MethodSpec], folder: Path) -> None:
         kept = {name: value for name, value in dataclasses.asdict(settings).items() if name != "population"}
-        check_parts(folder, {"settings": kept})
         populations = [search_settings(method, settings.sparsity, settings.seed).population for method in methods]
 
         def load() -> tuple[Any, Any]:
             bench = Workbench(model, *self.load(model), self.settings, ())
             return bench.model, bench.calibration
 
-        SearchBench(populations, settings, folder, load, {"model": short(model)}, self.say, self._report).run()
+        with keeping(folder, {"settings": kept}):
+            SearchBench(populations, settings, folder, load, {"model": short(model)}, self.say, self._report).run()
 
     def _report(self, population: int, progress: Progress) -> None:
         if self._generation != (population, progress.generation):

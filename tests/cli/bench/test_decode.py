@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+import torch
 
 from tests.cli.conftest import bad, good
 
@@ -35,6 +36,18 @@ def test_a_dense_model_with_its_calibration(made, tmp_path):
     record = json.loads((tmp_path / "out" / "dense" / "s0.5-none-b1-p8-n10.json").read_text())
     assert record["config"]["method"] == "sparse_only"
     assert record["config"]["masks"] == "of the model's own decode"
+
+
+def test_without_a_record_nothing_is_left(made, tmp_path, monkeypatch):
+    def measure(*given):
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    out = tmp_path / "out"
+    bad("no-such-model", "bench", "decode", "./no-such-model", "--calibration", made / "calibration", *SMALL, "-o", out)
+    bad("needs its --calibration DIR", "bench", "decode", made / "dense", *SMALL, "-o", out)
+    monkeypatch.setattr("rsparse.benchmark.decode.bench.measure", measure)
+    bad("out of memory (tried to allocate)", *SHAPE, out)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import shutil
 
 import pytest
+import torch
 
 from rsparse.recipe import Recipe
 from tests.cli.conftest import bad, good
@@ -105,6 +106,15 @@ def test_another_searchs_study_is_refused_before_the_model_loads(done, here, mon
     shutil.copy(done[0] / "out" / "population-2.db", here / "out" / "population-3.db")
     loads_nothing(monkeypatch)
     bad("its population is 2, here it is 3", *TRAINED)
+
+
+def test_a_model_that_cannot_be_made_leaves_nothing(here, monkeypatch):
+    def random_model(*given):
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    monkeypatch.setattr("rsparse.benchmark.shapes.random_model", random_model)
+    bad("out of memory (tried to allocate)", *SHAPE)
+    assert not (here / "out").exists()
 
 
 def test_random_weights_of_a_shape(here, monkeypatch):

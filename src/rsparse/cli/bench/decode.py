@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from rsparse.analysis.decode_table import load_records, markdown
     from rsparse.atomic import check_writable, write_text
     from rsparse.benchmark.decode.bench import Cell, DecodeBench, DecodeSettings, cells_of
-    from rsparse.benchmark.settings import check_parts
+    from rsparse.benchmark.settings import keeping
     from rsparse.benchmark.shapes import check_shape
     from rsparse.checkpoint.load import pick_device, pick_dtype
     from rsparse.ops import dispatch
@@ -56,17 +56,17 @@ def run(args: argparse.Namespace) -> None:
     dispatch.resolve(args.backend, device, dtype)
     if args.shape:
         check_shape(args.shape, settings.prompt_tokens + settings.new_tokens)
-    check_parts(args.out, {"settings": _common(args, settings, device, dtype)})
-    source: Any = _shape(args, settings, device, dtype) if args.shape else _real(args)
-    if _is_checkpoint(source):
-        cells = [Cell()]
-    try:
-        DecodeBench(source, cells, settings, args.out, args.backend, say=lambda line: print(line, flush=True)).run()
-    finally:  # after Ctrl-C too
-        if records := load_records(args.out):
-            write_text(args.out / "table.md", markdown(records))
-            plot(records, args.out / "decode.png")
-            print(f"{args.out}: {len(records)} records, table.md and decode.png")
+    with keeping(args.out, {"settings": _common(args, settings, device, dtype)}):
+        source: Any = _shape(args, settings, device, dtype) if args.shape else _real(args)
+        if _is_checkpoint(source):
+            cells = [Cell()]
+        try:
+            DecodeBench(source, cells, settings, args.out, args.backend, say=lambda line: print(line, flush=True)).run()
+        finally:  # after Ctrl-C too
+            if records := load_records(args.out):
+                write_text(args.out / "table.md", markdown(records))
+                plot(records, args.out / "decode.png")
+                print(f"{args.out}: {len(records)} records, table.md and decode.png")
 
 
 def _common(args: argparse.Namespace, settings: Any, device: Any, dtype: Any) -> dict[str, Any]:

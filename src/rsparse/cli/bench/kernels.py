@@ -38,23 +38,23 @@ def run(args: argparse.Namespace) -> None:
     from rsparse.analysis.kernel_table import load_records, markdown, protocol
     from rsparse.atomic import check_writable, write_text
     from rsparse.benchmark.kernels.bench import KernelBench
-    from rsparse.benchmark.settings import check_parts
+    from rsparse.benchmark.settings import keeping
 
     plan, machine = _plan(args), _machine(args)
     options.check_json(args)
     if args.out.exists() and not args.out.is_dir():
         raise RSparseError(f"{args.out} is a file; name a folder to write to")
     check_writable(args.out / "settings.json")
-    check_parts(args.out, {"settings": machine.settings})
     timer, failed = records.Run(), []
     bench = KernelBench(plan, machine, args.out, lambda line: print(line, flush=True), overwrite=args.overwrite)
-    try:
-        failed = bench.run()
-    finally:  # after Ctrl-C too
-        if found := load_records(args.out):
-            write_text(args.out / "table.md", f"{protocol(found)}\n\n{markdown(found)}")
-            plot(found, args.out / "kernels.png")
-            print(f"{args.out}: {len(found)} records, table.md and kernels.png")
+    with keeping(args.out, {"settings": machine.settings}):
+        try:
+            failed = bench.run()
+        finally:  # after Ctrl-C too
+            if found := load_records(args.out):
+                write_text(args.out / "table.md", f"{protocol(found)}\n\n{markdown(found)}")
+                plot(found, args.out / "kernels.png")
+                print(f"{args.out}: {len(found)} records, table.md and kernels.png")
     if args.json is not None:
         made = [record for record in found if record["config"]["model"] in plan.models]
         rows = [{"model": record["config"]["model"], **row} for record in made for row in record["metrics"]["rows"]]

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     from rsparse.analysis.search_ablation import load_records, markdown, plot
     from rsparse.atomic import check_writable, write_text
     from rsparse.benchmark.search import SearchBench, storage_of
-    from rsparse.benchmark.settings import check_parts
+    from rsparse.benchmark.settings import keeping
     from rsparse.search import SearchSettings, check_study
 
     _check_source(args)
@@ -46,17 +46,17 @@ def run(args: argparse.Namespace) -> None:
     check_writable(args.out / "settings.json")
     source: Any = _Shape(args, settings) if args.shape else _Trained(args, settings)
     bench = SearchBench(populations, settings, args.out, source.load, source.config, report=_report)
-    check_parts(args.out, {"settings": {name: getattr(settings, name) for name in SETTINGS} | source.stamp()})
-    if source.calibration is not None:
-        for each in bench.missing():
-            check_study(source.calibration, each, storage_of(args.out, each.population))
-    try:
-        bench.run()
-    finally:  # after Ctrl-C too
-        if records := load_records(args.out):
-            write_text(args.out / "table.md", markdown(records))
-            plot(records, args.out / "search.png")
-            print(f"{args.out}: {len(records)} records, table.md and search.png")
+    with keeping(args.out, {"settings": {name: getattr(settings, name) for name in SETTINGS} | source.stamp()}):
+        if source.calibration is not None:
+            for each in bench.missing():
+                check_study(source.calibration, each, storage_of(args.out, each.population))
+        try:
+            bench.run()
+        finally:  # after Ctrl-C too
+            if records := load_records(args.out):
+                write_text(args.out / "table.md", markdown(records))
+                plot(records, args.out / "search.png")
+                print(f"{args.out}: {len(records)} records, table.md and search.png")
 
 
 class _Trained:
