@@ -43,6 +43,19 @@ def test_compare_against_whole_logits(monkeypatch, slice_rows):
     assert same.agree.all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["gemma2", "llama"])
+def test_logits_without_the_heads_rounding(model_type):
+    model = tiny_model(model_type, dtype=torch.bfloat16)
+    hidden = losses.hidden_states(model, token_ids(2, 6))
+    logits = hidden.double() @ model.get_output_embeddings().weight.double().T
+    expected = 6 * torch.tanh(logits / 6) if model_type == "gemma2" else logits
+    found, rounded = losses.logits_of(model, hidden, unrounded=True), losses.logits_of(model, hidden)
+    assert found.dtype == torch.float32
+    assert_close_rms(found, expected.float(), torch.float32)
+    assert float((rounded - found).abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize("model_type", supported_model_types())
 def test_mean_nll_is_transformers_loss(model_type):
     model, ids = tiny_model(model_type), token_ids(3, 12, seed=4)

@@ -53,9 +53,13 @@ def dense_states(model: PreTrainedModel, windows: Tensor) -> Tensor:
         return torch.cat([hidden_states(model, ids) for _, ids in window_batches(model, windows)])
 
 
-def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits in fp32 [..., vocab] of hidden [..., hidden_size], Gemma-2's soft cap included."""
-    logits = model.get_output_embeddings()(hidden).float()
+def logits_of(model: PreTrainedModel, hidden: Tensor, *, unrounded: bool = False) -> Tensor:
+    """Logits in fp32 [..., vocab] of hidden [..., hidden_size], Gemma-2's soft cap included.
+
+    The head rounds them to its own dtype first; `unrounded` takes fp32 products of the same numbers in its place.
+    """
+    head = model.get_output_embeddings()
+    logits = F.linear(hidden.float(), head.weight.float()) if unrounded else head(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -14,7 +14,7 @@ from rsparse.benchmark.parity.compared import Compared
 from rsparse.benchmark.parity.figures import Parity, headline
 from rsparse.benchmark.parity.measure import Plan, check, measure
 from rsparse.errors import RSparseError
-from rsparse.models.layout import blocks
+from rsparse.records import write
 from rsparse.runtime import fused
 from rsparse.sparse_model import is_sparse, state
 from rsparse.token_policy import TokenPolicy
@@ -51,8 +51,9 @@ def test_the_step_is_the_modules(name):
     model = MODELS[name]()
     expected = nll_of(model)
     found = measure(model, WINDOWS, PROMPT, "reference")
-    assert list(found.steps) == (["own_masks"] if name == "dense" else ["own_masks", "imposed_masks"])
-    for nll, kl, apart in [(found.modules, *found.steps["own_masks"][1:]), *found.steps.values()]:
+    assert list(found.steps) == (["own_masks"] if name == "dense" else ["imposed_masks", "own_masks"])
+    assert torch.allclose(found.modules, expected, rtol=0, atol=1e-4)
+    for nll, kl, apart in found.steps.values():
         assert nll.shape == (3, SCORED)
         assert torch.allclose(nll, expected, rtol=0, atol=1e-4)
         assert float(kl.mean().abs()) < 1e-6
@@ -62,6 +63,17 @@ def test_the_step_is_the_modules(name):
     assert metrics["perplexity_modules"] == pytest.approx(math.exp(expected.mean()), rel=1e-4)
     for name in found.steps:
         assert metrics[name]["perplexity_ratio"]["value"] == pytest.approx(1, abs=1e-5)
+
+
+@torch.no_grad()
+def test_the_modules_logits_are_not_rounded():
+    """In bf16 their head would put each on the nearest 0.03 or so."""
+    model = dense("llama").to(torch.bfloat16)
+    for index, found in enumerate(measure(model, WINDOWS[:2], PROMPT, "reference").modules):
+        hidden = model.model(WINDOWS[index : index + 1]).last_hidden_state[0, PROMPT:-1]
+        logits = hidden.float() @ model.lm_head.weight.float().T
+        expected = F.cross_entropy(logits, WINDOWS[index, PROMPT + 1 :], reduction="none")
+        assert torch.allclose(found, expected, rtol=0, atol=1e-4)
 
 
 def kl_of(model):
@@ -80,15 +92,9 @@ def test_masks_of_another_token_show(monkeypatch, shift):
 
 
 def test_masks_in_another_order_show(monkeypatch):
-    right = imposed._leaders
-    monkeypatch.setattr(imposed, "_leaders", lambda linears: right(linears)[::-1])
+    right = imposed.sections_of
+    monkeypatch.setattr(imposed, "sections_of", lambda linears: (None, right(linears)[1][::-1]))
     assert kl_of(sparse("llama", "linear", False))["imposed_masks"] > 1e-2
-
-
-def test_dense_linears_of_a_group_share_a_mask():
-    """As in a packed group; else the places of all masks behind them would be others."""
-    q, k, v = (getattr(blocks(uneven())[0].self_attn, name) for name in ("q_proj", "k_proj", "v_proj"))
-    assert imposed._leaders([k, q, torch.nn.Linear(48, 8), v]) == [k, q, v]
 
 
 @pytest.mark.parametrize("part", ["weight", "U", "V", "bias", "threshold"])
@@ -156,10 +162,45 @@ def test_the_interval_is_over_windows():
     assert ratio["high"] == pytest.approx(math.exp(0.05 + 1.959964 * 0.05), abs=1e-6)
 
 
-def test_what_is_not_finite():
-    bad = [[[1.0, math.nan], [3.0, 2.0]], *OWN[1:]]
-    with pytest.raises(RSparseError, match="the decode step's output is not finite"):
+def with_note(kind, value):
+    """SAME, but for one token's −log p, KL or largest difference."""
+    notes = torch.tensor(SAME)
+    notes[kind, 0, 1] = value
+    return notes.tolist()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", range(3))
+def test_what_is_not_finite(kind, value):
+    bad = with_note(kind, value)
+    for names, says in [
+        (["imposed_masks"], "the decode steps with the modules' masks are broken"),
+        (["own_masks"], "the decode steps with their own are broken"),
+        (["imposed_masks", "own_masks"], "the decode steps with the modules' masks and with their own are broken"),
+    ]:
+        steps = {name: bad if name in names else SAME for name in ("imposed_masks", "own_masks")}
+        with pytest.raises(RSparseError, match=says):
+            parity(**steps).metrics()
+    with pytest.raises(RSparseError, match="the decode steps are broken: their output is not finite where that of"):
         parity(own_masks=bad).metrics()
+    with pytest.raises(RSparseError, match="the modules' output is not finite"):
+        Parity(torch.tensor([[1.0, value], [3.0, 2.0]]), {"own_masks": torch.tensor(bad)}).metrics()
+
+
+def test_what_is_far_apart_is_a_figure(tmp_path):
+    """e^4999 is past what a float holds; a record takes no infinity."""
+    metrics = parity(own_masks=[[[5000.0, 5000.0], [5000.0, 5000.0]], *OWN[1:]]).metrics()
+    own = metrics["own_masks"]
+    assert own["perplexity"] == own["perplexity_ratio"]["value"] == own["perplexity_ratio"]["high"] > 1e300
+    assert headline(metrics, "triton") == "modules 7.389; triton steps 1.014e+304 (1.01e+304 times), KL 0.1 over 4 tokens"
+    write(tmp_path / "record.json", metrics)
+
+
+def test_a_kl_below_zero_is_shown_as_none():
+    """Rounding alone can give one, and the record has it."""
+    metrics = parity(own_masks=[SAME[0], [[-2e-8, 0.0], [0.0, 0.0]], SAME[2]]).metrics()
+    assert metrics["own_masks"]["kl"] == pytest.approx(-5e-9)
+    assert "), KL 0 over" in headline(metrics, "triton")
 
 
 @pytest.mark.parametrize(
@@ -175,9 +216,17 @@ def test_plans_that_make_no_sense(plan, says):
         Plan(**plan)
 
 
+def test_a_plan_has_a_token_for_each_step_that_warms_up(monkeypatch):
+    monkeypatch.setattr("rsparse.benchmark.parity.measure.WARM_UP", 5)
+    Plan(9, 14)
+    with pytest.raises(RSparseError, match="must be 14 or more"):
+        Plan(9, 13)
+
+
 def test_models_without_a_step():
-    plan = Plan(6, 18, 2)
-    check(dense("llama"), plan, "reference")
+    plan, model = Plan(6, 18, 2), dense("llama")
+    model.generation_config.min_length = 5  # of no account where tokens are given
+    check(model, plan, "reference")
     with pytest.raises(RSparseError, match="no decode step to compare: activation gelu has no kernel"):
         check(dense("llama", hidden_act="gelu"), plan, "reference")
     with pytest.raises(RSparseError, match="no decode step to compare: it needs a CUDA GPU"):

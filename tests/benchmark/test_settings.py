@@ -64,6 +64,20 @@ def test_another_runs_file_stays(tmp_path):
     assert kept(tmp_path) == MINE
 
 
+@pytest.mark.parametrize("record", [True, False])
+def test_a_run_that_came_later_keeps_its_file(tmp_path, record):
+    """It writes the same in place of the file that was new to the first one, and may have no record as yet."""
+    first, second = (keeping(tmp_path / "out", MINE) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert kept(tmp_path / "out") == MINE
+    if record:
+        (tmp_path / "out" / "record.json").write_text("{}")
+    second.__exit__(None, None, None)
+    assert kept(tmp_path / "out") == MINE
+
+
 def test_a_folder_that_is_gone_hides_no_error(tmp_path):
     interrupted(tmp_path / "out", lambda: shutil.rmtree(tmp_path / "out"))
 

@@ -169,6 +169,17 @@ def test_a_model_that_does_not_load_is_one_line_and_no_folder(here):
     assert not (here / "out").exists()
 
 
+def test_without_a_cell_there_is_no_table(here, monkeypatch):
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rsparse.benchmark.quality.QualityBench._run_model", stop)
+    outcome = run("reproduce", "samples", "dense", *ONE, *QUICK)
+    assert outcome.code == 130
+    assert "samples.md" not in outcome.err
+    assert not (here / "out").exists()
+
+
 def test_show_needs_a_folder(here):
     bad("none is not there", "reproduce", "samples", "dense", *SIZE, "-o", "none", "--show")
     assert not (here / "none").exists()

@@ -41,6 +41,7 @@ def test_perplexity_ratio():
     # differences 0.1, 0.2, 0, 0.1: mean 0.1, variance 0.02/3, error 0.0408248; 1.959964 of it is 0.0800152
     found = perplexity_ratio([2.0, 2.2, 1.9, 2.1], [1.9, 2.0, 1.9, 2.0])
     assert values(found) == pytest.approx((1.105171, 1.020186, 1.197236), abs=2e-6)
+    assert 1e300 < perplexity_ratio([5000.0, 5001.0], [1.0, 1.0]).value < math.inf
 
 
 def test_mean_accuracy_difference():

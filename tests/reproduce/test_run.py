@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rsparse.benchmark.settings import Settings
+from rsparse.benchmark.settings import SETTINGS_FILE, Settings
 from rsparse.errors import RSparseError
 from rsparse.evaluation.tasks import load_tasks
 from rsparse.reproduce.results import Results
@@ -128,6 +128,25 @@ def test_a_folder_of_another_protocol_is_refused_before_anything_runs(files):
     with pytest.raises(RSparseError, match="holds cells of seed = 0, and this run has 1"):
         other.runner.run()
     assert other.loads == 0
+
+
+@pytest.mark.parametrize("searches", [True, False])
+def test_what_is_stopped_before_its_first_cell_leaves_nothing(files, monkeypatch, searches):
+    row = Row("searched:population=2,generations=1", (0.5,), (SEARCHES,)) if searches else Row("sparse_only", (0.4,), (FEW,))
+    tried = Tried(files, table(row, texts=True))
+    last = dict([list(tried.runner.parts().items())[-1]])  # without the dense cells
+    kept = []
+
+    def stop(name):
+        kept.extend(path.parent for path in tried.out.rglob(SETTINGS_FILE))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tried.runner, "parts", lambda: last)
+    monkeypatch.setattr(tried.runner, "_load", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tried.runner.run()
+    assert tried.out / row.variants[0].name in kept
+    assert not tried.out.exists()
 
 
 def test_generated_tasks_run_apart(files, monkeypatch):

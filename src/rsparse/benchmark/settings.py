@@ -69,19 +69,26 @@ def parts_of(settings: Settings, models: Mapping[str, str], texts: Mapping[str, 
 
 @contextlib.contextmanager
 def keeping(folder: Path, mine: Parts) -> Iterator[None]:
-    """`keep_parts` for a block that measures. Where nothing comes to lie beside a file that is new, it goes again, and folders
-    that were made for it: without a record there is no protocol to hold others to."""
-    new = [each for each in (folder, *folder.parents) if not each.exists()]
-    fresh = not (folder / SETTINGS_FILE).exists()
+    """`keep_parts` for a block that measures. If the block leaves nothing beside a file that is new, the file is removed, and
+    the folders made for it: without a record there is no protocol to hold others to."""
+    file, new = folder / SETTINGS_FILE, [each for each in (folder, *folder.parents) if not each.exists()]
+    fresh = not file.exists()
     keep_parts(folder, mine)
+    written = _stamp(file)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):  # another process, which takes the folder or puts something there
-            if fresh and [path.name for path in folder.iterdir()] == [SETTINGS_FILE]:
-                (folder / SETTINGS_FILE).unlink()
+            # Another stamp: a run that came later has written the file anew, and may be without a record as yet.
+            if fresh and _stamp(file) == written and list(folder.iterdir()) == [file]:
+                file.unlink()
                 for each in new:
                     each.rmdir()
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def keep_parts(folder: Path, mine: Parts) -> None:

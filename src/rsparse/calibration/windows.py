@@ -42,7 +42,7 @@ def make_windows(
     count = len(ids) // body if max_windows is None else min(max_windows, len(ids) // body)
     if count == 0:
         raise RSparseError(
-            f"{source} has only {len(ids)} tokens, and one window needs {body}; give more text or a smaller --seq-len"
+            f"{source} has only {len(ids)} tokens, and one window needs {body}; give more text or ask for shorter windows"
         )
     windows = torch.tensor(ids[: count * body], dtype=torch.int64).view(count, body)
     if bos is not None:

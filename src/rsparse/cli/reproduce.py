@@ -100,6 +100,8 @@ def _write(out: Path, request: Any, tables: dict[str, Any]) -> None:
     from rsparse.reproduce.results import Results
     from rsparse.reproduce.view import lines_of, markdown, metrics
 
+    if not out.is_dir() or not any(out.iterdir()):  # stopped before the first cell
+        return
     folder = out / model_label(request.model) / "tables"
     for name, table in tables.items():
         results = Results(table, request, out)

@@ -41,7 +41,12 @@ def mean_difference(a: Sequence[float], b: Sequence[float]) -> Interval:
 def perplexity_ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
     """perplexity(a) / perplexity(b), from windows of equal length by their mean −log p; the interval is over windows."""
     found = mean_difference(a, b)
-    return Interval(*(math.exp(value) for value in (found.value, found.low, found.high)))
+    return Interval(*(bounded_exp(value) for value in (found.value, found.low, found.high)))
+
+
+def bounded_exp(value: float) -> float:
+    """e^value, or 1e304 where that is past what a float holds: a perplexity so bad is still a figure."""
+    return math.exp(min(value, 700.0))
 
 
 def mean_accuracy_difference(a: Mapping[str, TaskScore], b: Mapping[str, TaskScore]) -> Interval | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rsparse.bytes_read import bytes_per_token, dense_bytes_per_token
 from rsparse.errors import RSparseError
+from rsparse.evaluation.paired import bounded_exp
 from rsparse.losses import compare, hidden_states, nll_of, window_batches
 from rsparse.meter import SparsityMeter
 from rsparse.models.layout import check_positions
@@ -174,4 +175,4 @@ def _exp(nll: Tensor) -> float:
     mean = float(nll.mean())
     if not math.isfinite(mean):
         raise RSparseError("the model's output is not finite on this text; try --dtype float32 or a lower sparsity")
-    return math.exp(min(mean, 700.0))
+    return bounded_exp(mean)

@@ -11,7 +11,8 @@ from rsparse import records
 from rsparse.benchmark.failures import note, reason_of
 from rsparse.benchmark.grid import Cell, CellList, model_label, text_label
 from rsparse.benchmark.quality import QualityBench, cell_name
-from rsparse.benchmark.settings import Parts, check_parts, keep_parts, parts_of
+from rsparse.benchmark.settings import Parts, check_parts, keeping, parts_of
+from rsparse.benchmark.workbench import Prepared
 from rsparse.errors import RefusedError, RSparseError
 from rsparse.evaluation.describe import short
 from rsparse.reproduce.request import Request, folder_of
@@ -70,8 +71,7 @@ class Reproduction:
 
     def run(self) -> list[str]:
         """Run what is missing; returns a line for each cell that failed. Raises what `check` does."""
-        for folder, protocol in self._protocols().items():
-            keep_parts(folder, protocol)
+        self.check()
         parts = self.parts()
         for number, (variant, cells) in enumerate(parts.items(), 1):
             folder = folder_of(self.folder, variant)
@@ -85,15 +85,9 @@ class Reproduction:
     def _run(self, variant: Variant, cells: list[Cell], folder: Path) -> None:
         prepared = None
         if variant.searches:
-            searches = Searches(self.request.settings_of(variant), folder, self._load, self.say)
-            try:
-                prepared = searches.run(cells)
-            except Exception as error:  # as a cell's: the other parts go on
-                reason = reason_of(error)
-                for cell in (cell for cell in cells if not cell.path(folder).exists()):
-                    note(cell.path(folder), cell_name(cell), reason)
-                self.failed.append(f"{variant.name}: {reason}")
-                self.say(f"failed: {self.failed[-1]}")
+            with keeping(folder, self._protocols()[folder]):  # as the bench behind it does
+                prepared = self._searched(variant, cells, folder)
+            if prepared is None:
                 return
         config = config_of(variant)
         with contextlib.ExitStack() as stack:
@@ -110,6 +104,18 @@ class Reproduction:
                 refused=lambda cell, error: refuse(cell, error, folder, config), prepared=prepared, config=config,
             )  # fmt: skip
             self.failed += bench.run()
+
+    def _searched(self, variant: Variant, cells: list[Cell], folder: Path) -> Prepared | None:
+        """Recipes of the cells' searches; None where one failed, of which each cell then has a note."""
+        try:
+            return Searches(self.request.settings_of(variant), folder, self._load, self.say).run(cells)
+        except Exception as error:  # as a cell's: the other parts go on
+            reason = reason_of(error)
+            for cell in (cell for cell in cells if not cell.path(folder).exists()):
+                note(cell.path(folder), cell_name(cell), reason)
+            self.failed.append(f"{variant.name}: {reason}")
+            self.say(f"failed: {self.failed[-1]}")
+            return None
 
     def _protocols(self) -> dict[Path, Parts]:
         """What each variant's folder keeps."""

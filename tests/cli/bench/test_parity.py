@@ -24,7 +24,7 @@ def test_a_checkpoint(here):
     wanted = {"suite": "parity", "model": "sparse", "method": "rsparse", "dtype": "float32", "data": "test.txt"}
     wanted |= {"token_policy": "decode", "prompt_tokens": 6, "window_tokens": 18, "windows": 2}
     assert config == config | wanted
-    assert list(metrics) == ["tokens", "perplexity_modules", "own_masks", "imposed_masks"]
+    assert list(metrics) == ["tokens", "perplexity_modules", "imposed_masks", "own_masks"]
     assert metrics["imposed_masks"]["kl"] < 1e-6
 
 
@@ -38,8 +38,8 @@ def test_a_dense_model(here):
 def test_a_text_that_is_too_short(here):
     (here / "short.txt").write_text("the river")
     for text, windows, says in (
-        ("short.txt", "2", "short.txt has only"),
-        ("test.txt", "999", "the text is too short for 999 windows of 18 tokens"),
+        ("short.txt", "2", "give more text or ask for shorter windows"),
+        ("test.txt", "999", " of 999 windows of 18 tokens; give more text, or lower --windows or --window-tokens"),
     ):
         bad(says, *COMMAND, "--text", text, "--windows", windows)
 

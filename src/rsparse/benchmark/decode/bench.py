@@ -25,6 +25,7 @@ from rsparse.models import spec_for
 from rsparse.models.layout import sites
 from rsparse.ops import dispatch
 from rsparse.runtime.fused import FusedModel
+from rsparse.runtime.fused.session import WARM_UP
 from rsparse.sparse_model import achieved_sparsity, measuring, state
 from rsparse.token_policy import TokenPolicy
 
@@ -43,7 +44,7 @@ class DecodeSettings:
     dense: tuple[str, ...] = ("steps", "steps-cublas", "compile")
 
     def __post_init__(self) -> None:
-        least = {"prompt_tokens": 1, "new_tokens": 8, "repeats": 1, "batch": 1}
+        least = {"prompt_tokens": 1, "new_tokens": max(8, WARM_UP), "repeats": 1, "batch": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise RSparseError(f"--{name.replace('_', '-')} must be {bound} or more, got {getattr(self, name)}")
@@ -107,11 +108,16 @@ class DecodeBench:
         return [cell for cell in self.cells if not self.path(cell).exists()]
 
     def run(self) -> None:
-        missing, s = self.missing(), self.settings
+        missing = self.missing()
         if not missing:
             return
         model = self.source.load()
-        weight = next(model.parameters())
+        device = next(model.parameters()).device
+        with torch.cuda.device(device if device.type == "cuda" else -1):  # whose events and graphs these are
+            self._run(model, missing)
+
+    def _run(self, model: Any, missing: list[Cell]) -> None:
+        s, weight = self.settings, next(model.parameters())
         self.ops = dispatch.resolve(self.backend, weight.device, weight.dtype).name
         self.prompt = self.source.prompt(s.batch, s.prompt_tokens)
         self.given = self.source.given(s.batch, s.new_tokens)
@@ -130,7 +136,7 @@ class DecodeBench:
         for name, path in dense_paths(list(s.dense), model, self.ops, self.prompt, s.new_tokens, self.given):
             timing = measure(path, self.prompt, s.new_tokens, s.repeats)
             found.timings[name] = timing
-            if trace := kernels.by_kernel(path, self.prompt):
+            if trace := kernels.by_kernel(path, self.prompt, s.new_tokens):
                 found.kernels[name] = trace
             compiled = getattr(path, "compile_seconds", None)
             took = f", compiled in {compiled:.0f} s" if compiled else ""
@@ -144,7 +150,7 @@ class DecodeBench:
         fused = FusedModel(model, self.ops)
         path = Steps(model, fused, fused.ops(), self.prompt, s.new_tokens, self.given)
         timing = measure(path, self.prompt, s.new_tokens, s.repeats)
-        trace = kernels.by_kernel(path, self.prompt)
+        trace = kernels.by_kernel(path, self.prompt, s.new_tokens)
         ids = torch.cat([self.prompt, self.given if self.given is not None else self._generated(path)], 1)
         del path, fused
         _free()

@@ -15,8 +15,8 @@ COPY_BYTES = 1 << 31
 
 
 @torch.no_grad()
-def by_kernel(path: DecodePath, prompt: Tensor) -> dict[str, Any] | None:
-    """Milliseconds a token by kernel, the largest first, over STEPS tokens after the prompt; None without a GPU or a trace.
+def by_kernel(path: DecodePath, prompt: Tensor, new_tokens: int) -> dict[str, Any] | None:
+    """Milliseconds a token by kernel, the largest first, over STEPS of `new_tokens`, or all but two; None without GPU or trace.
 
     `busy` is their sum, `span` the time from one token to the next while tracing.
     """
@@ -24,18 +24,19 @@ def by_kernel(path: DecodePath, prompt: Tensor) -> dict[str, Any] | None:
         return None
     from torch.profiler import ProfilerActivity, profile
 
+    steps = min(STEPS, new_tokens - 2)
     path.begin(prompt)
     path.advance()
     torch.cuda.synchronize()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         start.record()
-        for _ in range(STEPS):
+        for _ in range(steps):
             path.advance()
         end.record()
         torch.cuda.synchronize()
     times = {
-        event.key: (event.self_device_time_total / 1000 / STEPS, event.count / STEPS)
+        event.key: (event.self_device_time_total / 1000 / steps, event.count / steps)
         for event in trace.key_averages()
         if event.self_device_time_total > 0
     }
@@ -49,7 +50,7 @@ def by_kernel(path: DecodePath, prompt: Tensor) -> dict[str, Any] | None:
         "kernels": kernels,
         "others_ms": round(max(0.0, busy - named), 5),
         "busy_ms": round(busy, 4),
-        "span_ms": round(start.elapsed_time(end) / STEPS, 4),
+        "span_ms": round(start.elapsed_time(end) / steps, 4),
     }
 
 

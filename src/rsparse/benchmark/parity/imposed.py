@@ -14,12 +14,14 @@ from torch import Tensor
 from rsparse.models.layout import sites
 from rsparse.ops.reference import keep_mask
 from rsparse.runtime.fused.layers import Layers
+from rsparse.runtime.fused.pack import sections_of
 from rsparse.sparse_linear import RSparseLinear
 
 
 class ImposedMasks:
-    """`layers` are those of a packed model, but that they drop what `impose` says: a score's scale is 1 or 0, thresholds are 0.
+    """Of a sparse model with its packed `layers`, for windows with so many `tokens` behind their prompts.
 
+    layers: the given ones, but that they drop what `impose` says: a score's scale is 1 or 0, thresholds are 0.
     table: bool [tokens, masks · in of all groups], the modules' masks of the last window that was observed.
     """
 
@@ -33,7 +35,7 @@ class ImposedMasks:
                 if getattr(layers.layers[index], name).dense:
                     continue
                 start = stop
-                for leader in _leaders(site.linears.values()):
+                for leader in sections_of(list(site.linears.values()))[1]:
                     if isinstance(leader, RSparseLinear):
                         self._columns.append((leader, slice(stop, stop + site.in_features)))
                     stop += site.in_features
@@ -67,11 +69,3 @@ class ImposedMasks:
     def impose(self, at: Tensor) -> None:
         """Let the next step drop by the table's row `at`, int64 of one element."""
         self._scale.copy_(self.table.index_select(0, at).squeeze(0))
-
-
-def _leaders(linears: Any) -> list[Any]:
-    """The linear that each mask of their packed group is of, in the group's order."""
-    found: dict[str, Any] = {}
-    for linear in linears:
-        found.setdefault(linear.unit if isinstance(linear, RSparseLinear) else "dense", linear)
-    return list(found.values())

@@ -16,11 +16,11 @@ from rsparse.benchmark.parity.imposed import ImposedMasks
 from rsparse.errors import RSparseError
 from rsparse.losses import hidden_states, logits_of
 from rsparse.models.layout import check_positions, head_dim
-from rsparse.ops.fused import FusedOps
 from rsparse.ops.fused import refusal as ops_refusal
 from rsparse.progress import progress
 from rsparse.runtime import fused
 from rsparse.runtime.fused.layers import Layers
+from rsparse.runtime.fused.session import WARM_UP
 from rsparse.sparse_model import is_sparse, state
 from rsparse.token_policy import TokenPolicy
 
@@ -39,10 +39,10 @@ class Plan:
         for name, least in (("prompt_tokens", 1), ("windows", 2)):  # of one window there is no interval
             if getattr(self, name) < least:
                 raise RSparseError(f"--{name.replace('_', '-')} must be {least} or more, got {getattr(self, name)}")
-        if self.window_tokens < self.prompt_tokens + 2:
+        least = self.prompt_tokens + max(WARM_UP, 2)  # `Forced` needs the one; the first token's logits are the prompt's own
+        if self.window_tokens < least:
             raise RSparseError(
-                f"--window-tokens must be {self.prompt_tokens + 2} or more behind a prompt of {self.prompt_tokens}, "
-                f"got {self.window_tokens}"
+                f"--window-tokens must be {least} or more behind a prompt of {self.prompt_tokens}, got {self.window_tokens}"
             )
 
 
@@ -50,7 +50,7 @@ def check(model: Any, plan: Plan, backend: str) -> None:
     """Raises RSparseError where `model` has no decode step by the fused ops of `backend`, or not for such windows."""
     check_positions(model, plan.window_tokens, f"windows of {plan.window_tokens} tokens")
     weight = next(model.parameters())
-    why = fused.refusal(model, DECODE, rows=1, shortest=plan.prompt_tokens)
+    why = fused.step_refusal(model, DECODE, rows=1, shortest=plan.prompt_tokens)
     why = why or ops_refusal(backend, weight.device, weight.dtype, head_dim(model))
     if why is not None:
         raise RSparseError(f"this model has no decode step to compare: {why}")
@@ -60,52 +60,48 @@ def check(model: Any, plan: Plan, backend: str) -> None:
 def measure(model: Any, windows: Tensor, prompt: int, backend: str) -> Parity:
     """Windows [n, tokens], each with a dense prompt, by the modules and by the step of `backend`'s fused ops.
 
-    The step runs with its own masks and, where the model is sparse, with those of the modules as well.
+    The step runs with the masks of the modules where the model is sparse, and with its own. Its head keeps fp32, so the logits
+    of the modules are fp32 products of their hidden states: what their own head rounds away is no fault of the step.
     """
     packed = fused.FusedModel(model, backend)
     head, behind = packed.layers.lm_head, windows.shape[1] - prompt
     tokens = windows.new_zeros(1, behind, device=head.device)
     expected = torch.zeros(behind, len(head), device=head.device)
 
-    def path(layers: Layers, masks: ImposedMasks | None = None) -> _Path:
-        return _Path(model, layers, packed.ops(), Compared(tokens, expected, masks), windows.shape[1])
+    def session(layers: Layers, masks: ImposedMasks | None = None) -> fused.Session:
+        return fused.Session(model, layers, packed.ops(), Compared(tokens, expected, masks), windows.shape[1])
 
-    paths, masks = {"own_masks": path(packed.layers)}, None
+    sessions, masks = {}, None
     if is_sparse(model):
         masks = ImposedMasks(model, packed.layers, behind)
-        paths["imposed_masks"] = path(masks.layers, masks)
+        sessions["imposed_masks"] = session(masks.layers, masks)
+    sessions["own_masks"] = session(packed.layers)
     nll: list[Tensor] = []
-    notes: dict[str, list[Tensor]] = {name: [] for name in paths}
+    notes: dict[str, list[Tensor]] = {name: [] for name in sessions}
     with progress(len(windows), "parity", unit="window") as bar:
         for ids in windows.to(head.device).split(1):
             with contextlib.nullcontext() if masks is None else masks.observed(prompt):
                 expected.copy_(_by_modules(model, ids, prompt))
             tokens.copy_(ids[:, prompt:])
             nll.append(F.cross_entropy(expected, tokens[0], reduction="none").cpu())
-            for name, each in paths.items():
-                notes[name].append(each.notes(ids, prompt))
+            for name, each in sessions.items():
+                notes[name].append(_by_step(model, each, ids, prompt))
             bar.update()
     # The first token's logits are the dense prompt's own.
     return Parity(torch.stack(nll)[:, 1:], {name: torch.stack(each, 1)[..., 1:] for name, each in notes.items()})
 
 
-class _Path:
-    """The decode step over `layers`, for windows of `length` tokens."""
-
-    def __init__(self, model: Any, layers: Layers, ops: FusedOps, sampler: Compared, length: int) -> None:
-        self.model, self.sampler = model, sampler
-        self.session = fused.Session(model, layers, ops, sampler, length)
-
-    def notes(self, ids: Tensor, prompt: int) -> Tensor:
-        """[3, tokens − prompt] on the CPU, of ids [1, tokens]."""
-        self.session.begin(self.model, ids[:, :prompt], torch.ones_like(ids[:, :prompt]))
-        for _ in range(ids.shape[1] - prompt - 1):
-            self.session.advance()
-        return self.sampler.notes.to("cpu", copy=True)
+def _by_step(model: Any, session: fused.Session, ids: Tensor, prompt: int) -> Tensor:
+    """Its `Compared`'s notes [3, tokens − prompt] on the CPU, of ids [1, tokens]."""
+    session.begin(model, ids[:, :prompt], torch.ones_like(ids[:, :prompt]))
+    for _ in range(ids.shape[1] - prompt - 1):
+        session.advance()
+    assert isinstance(session.sampler, Compared)
+    return session.sampler.notes.to("cpu", copy=True)
 
 
 def _by_modules(model: Any, ids: Tensor, prompt: int) -> Tensor:
     """Logits [tokens − prompt, vocab] fp32 of the tokens behind the prompt, in one call for ids [1, tokens]."""
     lengths = torch.tensor([prompt], device=ids.device)
     with state(model).policy.using(DECODE, lengths) if is_sparse(model) else contextlib.nullcontext():
-        return logits_of(model, hidden_states(model, ids)[0, prompt - 1 : -1])
+        return logits_of(model, hidden_states(model, ids)[0, prompt - 1 : -1], unrounded=True)

@@ -7,7 +7,7 @@ import argparse
 from rsparse.cli import _options as options
 from rsparse.errors import RSparseError
 
-HELP = "whether the decode step, on a GPU its kernels, computes what the model's own modules compute"
+HELP = "whether the decode step (on a GPU: its kernels) computes what the model's own modules compute"
 WHY = (
     "Rounding decides masks: a score next to its threshold falls on the other side where the sums before it are rounded "
     "otherwise. So two correct evaluations of a sparse model in 16 bits are far apart token by token, and equal in the mean. "
@@ -45,7 +45,10 @@ def run(args: argparse.Namespace) -> None:
     check(model, plan, backend)
     windows = text_windows(args.text, tokenizer, plan.window_tokens, plan.window_tokens * plan.windows)
     if len(windows) < plan.windows:
-        raise RSparseError(f"the text is too short for {plan.windows} windows of {plan.window_tokens} tokens")
+        raise RSparseError(
+            f"{short(args.text)} has {len(windows)} of {plan.windows} windows of {plan.window_tokens} tokens; "
+            "give more text, or lower --windows or --window-tokens"
+        )
     metrics = measure(model, windows, plan.prompt_tokens, backend).metrics()
     print(headline(metrics, backend))
     if args.json is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from rsparse.analysis.quality_table import figure
 from rsparse.analysis.search_ablation import draw
+from rsparse.evaluation.paired import bounded_exp
 from rsparse.report.figures import plot
 from rsparse.report.parts import EMPTY, Cell, Column, Heading, Paragraph, Part, Picture, Rows, Section, Table, slug
 from rsparse.report.reading import Record, number, numbers, text
@@ -89,7 +89,7 @@ def _table(records: Sequence[Record], objective: str, caption: str) -> Table:
 
 
 def _fitness(value: float, objective: str, mark: str = "") -> Cell:
-    shown = figure(math.exp(min(value, 700.0)), 3) if objective == "perplexity" else f"{value:.4f}"
+    shown = figure(bounded_exp(value), 3) if objective == "perplexity" else f"{value:.4f}"
     return Cell(shown, mark=mark, sort=value)
 
 

@@ -32,7 +32,12 @@ def refusal(
     model: PreTrainedModel, token_policy: TokenPolicy, *, rows: int, shortest: int, sampled: bool = False
 ) -> str | None:
     """Why `rows` sequences, the shortest prompt of so many tokens, cannot decode by the fused step; None where they can."""
-    return _by_model(model) or _by_call(model, token_policy, rows, shortest) or _by_settings(model, sampled)
+    return step_refusal(model, token_policy, rows=rows, shortest=shortest) or _by_settings(model, sampled)
+
+
+def step_refusal(model: PreTrainedModel, token_policy: TokenPolicy, *, rows: int, shortest: int) -> str | None:
+    """`refusal` of the step alone, whatever chooses its tokens."""
+    return _by_model(model) or _by_call(model, token_policy, rows, shortest)
 
 
 def _by_model(model: PreTrainedModel) -> str | None:

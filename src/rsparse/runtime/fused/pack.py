@@ -21,7 +21,7 @@ def pack_group(linears: Sequence[nn.Linear], *, by_row: bool = False) -> Group:
     bit for bit. A linear that is not sparse keeps every channel. Linears of one unit share a mask, and where the unit's
     factors are of the stacked weight, a section.
     """
-    sections, masks = _sections(linears)
+    sections, masks = sections_of(linears)
     rank = _padded_rank(linears)
     sparse = [linear for linear in linears if isinstance(linear, RSparseLinear)]
     V, U = _pack_factors(linears, sections, rank) if rank else (None, None)
@@ -49,7 +49,7 @@ def unpack_group(linears: Sequence[nn.Linear]) -> None:
                     linear._buffers[name] = own.contiguous()
 
 
-def _sections(linears: Sequence[nn.Linear]) -> tuple[list[Section], list[nn.Linear]]:
+def sections_of(linears: Sequence[nn.Linear]) -> tuple[list[Section], list[nn.Linear]]:
     """Sections, and for each mask a linear that knows its scale and threshold."""
     sections: list[Section] = []
     masks: list[nn.Linear] = []

@@ -92,7 +92,7 @@ class Session:
         copy = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
         copy.copy_(tokens, non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(tokens.device))
 
         def wait() -> Tensor:
             event.synchronize()
@@ -103,14 +103,15 @@ class Session:
 
 @torch.no_grad()
 def _captured(session: Session) -> Callable[[], None]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
+    with torch.cuda.device(session.step.token.device):  # else streams and the graph are of whichever is current
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                session.run_step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(session.sampler.generator)
+        with torch.cuda.graph(graph, stream=stream):  # its own default is of the device that was first
             session.run_step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(session.sampler.generator)
-    with torch.cuda.graph(graph):
-        session.run_step()
-    return graph.replay  # the bound method keeps the graph
+    return graph.replay  # the bound method keeps the graph; it finds its device by itself
