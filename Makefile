@@ -18,7 +18,7 @@ demo: $(BIN)/.installed
 	$(BIN)/rsparse demo
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 check: $(BIN)/.installed
 	$(BIN)/ruff check
