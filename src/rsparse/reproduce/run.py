@@ -54,8 +54,8 @@ class Reproduction:
 
     def check(self) -> None:
         """Raises RSparseError where a folder holds cells of another protocol."""
-        for folder, parts in self._protocols().items():
-            check_parts(folder, parts)
+        for variant in self.parts():
+            check_parts(folder_of(self.folder, variant), self._protocol(variant))
 
     def open(self) -> None:
         """Load the model where a cell is missing. Raises RSparseError: without it every cell would fail alike."""
@@ -85,7 +85,7 @@ class Reproduction:
     def _run(self, variant: Variant, cells: list[Cell], folder: Path) -> None:
         prepared = None
         if variant.searches:
-            with keeping(folder, self._protocols()[folder]):  # as the bench behind it does
+            with keeping(folder, self._protocol(variant)):  # as the bench behind it does
                 prepared = self._searched(variant, cells, folder)
             if prepared is None:
                 return
@@ -117,14 +117,11 @@ class Reproduction:
             self.say(f"failed: {self.failed[-1]}")
             return None
 
-    def _protocols(self) -> dict[Path, Parts]:
-        """What each variant's folder keeps."""
-        found, model = {}, {model_label(self.request.model): self.request.model}
-        for variant in self.parts():
-            settings = self.request.settings_of(variant)
-            texts = {text_label(name): name for name in (*self.request.texts, settings.calibration_data)}
-            found[folder_of(self.folder, variant)] = parts_of(settings, model, texts)
-        return found
+    def _protocol(self, variant: Variant) -> Parts:
+        """What the variant's folder keeps."""
+        settings, model = self.request.settings_of(variant), self.request.model
+        texts = {text_label(name): name for name in (*self.request.texts, settings.calibration_data)}
+        return parts_of(settings, {model_label(model): model}, texts)
 
     def _load(self, name: str) -> tuple[Any, Any]:
         self._loaded = self._loaded or self.load(name)

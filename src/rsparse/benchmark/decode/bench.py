@@ -25,7 +25,6 @@ from rsparse.models import spec_for
 from rsparse.models.layout import sites
 from rsparse.ops import dispatch
 from rsparse.runtime.fused import FusedModel
-from rsparse.runtime.fused.session import WARM_UP
 from rsparse.sparse_model import achieved_sparsity, measuring, state
 from rsparse.token_policy import TokenPolicy
 
@@ -44,7 +43,7 @@ class DecodeSettings:
     dense: tuple[str, ...] = ("steps", "steps-cublas", "compile")
 
     def __post_init__(self) -> None:
-        least = {"prompt_tokens": 1, "new_tokens": max(8, WARM_UP), "repeats": 1, "batch": 1}
+        least = {"prompt_tokens": 1, "new_tokens": 8, "repeats": 1, "batch": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise RSparseError(f"--{name.replace('_', '-')} must be {bound} or more, got {getattr(self, name)}")
@@ -112,12 +111,12 @@ class DecodeBench:
         if not missing:
             return
         model = self.source.load()
-        device = next(model.parameters()).device
-        with torch.cuda.device(device if device.type == "cuda" else -1):  # whose events and graphs these are
-            self._run(model, missing)
+        weight = next(model.parameters())
+        with torch.cuda.device_of(weight):  # whose events and graphs these are
+            self._run(model, weight, missing)
 
-    def _run(self, model: Any, missing: list[Cell]) -> None:
-        s, weight = self.settings, next(model.parameters())
+    def _run(self, model: Any, weight: Tensor, missing: list[Cell]) -> None:
+        s = self.settings
         self.ops = dispatch.resolve(self.backend, weight.device, weight.dtype).name
         self.prompt = self.source.prompt(s.batch, s.prompt_tokens)
         self.given = self.source.given(s.batch, s.new_tokens)

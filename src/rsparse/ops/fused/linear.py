@@ -34,7 +34,7 @@ def select_rows(
         values, indices, counts, z if rank else None, columns=columns, length=length, segments=segments,
         row_stride=segments * length, rank=rank, compact=True,
     )  # fmt: skip
-    with _on(x.device):
+    with torch.cuda.device_of(x):  # Triton launches on the current device, torch on that of its tensors
         select(x, lists, t.view(1), c, None if V is None else V.contiguous(), sparse=sparse)
     return indices, values, counts, z
 
@@ -54,7 +54,7 @@ def gather_rows(
         rank=0 if U is None else U.shape[1], compact=True,
     )  # fmt: skip
     tiles = tiles_for(gpu_name(weight.device), "gather", columns, out)
-    with _on(weight.device):
+    with torch.cuda.device_of(weight):
         return gather(
             lists, weight.t(), _workspace(weight.device), tiles, (Section(0, out, 0),), None if U is None else U.t(), bias,
             rows=rows,
@@ -73,11 +73,6 @@ def _whole(
     x = values.new_zeros(values.shape[0], columns + 1).index_add_(1, at, torch.where(used, values, 0))[:, :columns]
     y = F.linear(x, weight, bias)
     return y if U is None or z is None else y + F.linear(z.sum(0).to(y.dtype), U)
-
-
-def _on(device: torch.device) -> torch.cuda.device:
-    """Triton launches on the current device, torch on that of its tensors."""
-    return torch.cuda.device(device if device.type == "cuda" else -1)
 
 
 def _workspace(device: torch.device) -> Workspace:
