@@ -213,6 +213,43 @@ def test_patience(monkeypatch, kls, patience, steps, kept):
     assert len({tuple(each.tolist()) for each in seen.values()}) == len(seen)
 
 
+def test_after_a_look_that_finds_nothing_better_it_goes_on_from_the_best_at_half_the_rate(monkeypatch):
+    """Looks behind steps 2, 4, 6 and 8: 4 is worse than 2, and 6, which started from 2, is better."""
+    kls, seen, rates, real = {0: 5.0, 2: 4.0, 4: 4.5, 6: 3.0, 8: 3.0}, {}, {}, module._Fit._step
+
+    def step(self, number, halvings):
+        moments = self.optimizer.state.get(self.fitted.values, {})
+        seen[number] = [self.fitted.values.detach().clone(), *(each.clone() for each in moments.values())]
+        kl = real(self, number, halvings)
+        rates[number] = self.optimizer.param_groups[0]["lr"] / module._schedule(number, 10)
+        return kl
+
+    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, number: kls.get(number, 9.0))
+    monkeypatch.setattr(module._Fit, "_step", step)
+    fitted(steps=10, check_every=2, learning_rate=0.08)
+    assert rates == pytest.approx({1: 0.08, 2: 0.08, 3: 0.08, 4: 0.08, 5: 0.04, 6: 0.04, 7: 0.04, 8: 0.04, 9: 0.02, 10: 0.02})
+    for again, before in ((5, 3), (9, 7)):
+        assert all(torch.equal(one, other) for one, other in zip(seen[again], seen[before], strict=True))
+    assert not torch.equal(seen[7][0], seen[5][0])
+    assert float(seen[7][1]) == 4  # updates of the state that it is
+
+
+def test_the_thresholds_are_those_of_the_state_that_it_goes_back_to(monkeypatch):
+    settled, kls = [], {0: 5.0, 2: 4.0, 4: 6.0}
+    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: kls[step])
+    real = module._Fit._step
+    monkeypatch.setattr(
+        module._Fit,
+        "_step",
+        lambda self, step, halvings: settled.append(self.fitted._settled.log_threshold.clone()) or real(self, step, halvings),
+    )
+    fits, finish = [], module._Fit.finish
+    monkeypatch.setattr(module._Fit, "finish", lambda self: fits.append(self) or finish(self))
+    fitted(steps=4, check_every=2)
+    assert torch.equal(fits[0].fitted._settled.log_threshold, settled[2])
+    assert not torch.equal(settled[2], settled[0])
+
+
 def test_the_learning_rate_warms_up_and_ends_near_zero():
     rates = [module._schedule(step, 100) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.1)

@@ -31,7 +31,7 @@ def test_a_resumed_fit_ends_as_one_that_nobody_disturbed(tmp_path, done, stop, f
         fitted(state_file=path, report=stopping_at(stop), factors=factors)
     steps, real = [], module._Fit._step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module._Fit, "_step", lambda self, step: steps.append(step) or real(self, step))
+        patch.setattr(module._Fit, "_step", lambda self, step, halvings: steps.append(step) or real(self, step, halvings))
         model, result = fitted(state_file=path, factors=factors)
     assert steps == list(range(stop + 1, 7))
     assert same(contents(model), contents(whole[0]))
@@ -40,14 +40,15 @@ def test_a_resumed_fit_ends_as_one_that_nobody_disturbed(tmp_path, done, stop, f
     assert (result.before, result.kl, result.step) == (whole[1].before, whole[1].kl, whole[1].step)
 
 
-def test_the_best_state_of_before_the_interruption_is_kept(tmp_path, monkeypatch):
-    kls = {0: 5.0, 2: 1.0, 4: 2.0, 6: 3.0}
+@pytest.mark.parametrize(("last", "kept"), [(3.0, 2), (0.5, 6)])
+def test_the_best_state_of_before_the_interruption_is_kept_and_gone_on_from(tmp_path, monkeypatch, last, kept):
+    kls = {0: 5.0, 2: 1.0, 4: 2.0, 6: last}
     monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: kls[step])
     whole = fitted()
     with pytest.raises(StopError):
         fitted(state_file=tmp_path / "new.fit", report=stopping_at(4))
     model, result = fitted(state_file=tmp_path / "new.fit")
-    assert result.step == 2
+    assert result.step == kept
     assert same(contents(model), contents(whole[0]))
 
 
@@ -57,7 +58,7 @@ def test_patience_counts_across_the_interruption(tmp_path, monkeypatch):
     options = {"state_file": tmp_path / "new.fit", "check_every": 2, "patience": 2}
     with pytest.raises(StopError):
         fitted(report=stopping_at(6), **options)
-    monkeypatch.setattr(module._Fit, "_step", lambda self, step: pytest.fail("went on"))
+    monkeypatch.setattr(module._Fit, "_step", lambda self, step, halvings: pytest.fail("went on"))
     assert fitted(**options)[1].history == list(kls.items())
 
 
@@ -135,7 +136,7 @@ def test_states_that_are_none(tmp_path):
     refused_state(tmp_path, "cannot read")
     save_file({"values": torch.zeros(3)}, tmp_path / "new.fit")
     refused_state(tmp_path, "cannot read")
-    names = ("values", "exp_avg", "exp_avg_sq", "kept")
+    names = ("values", "exp_avg", "exp_avg_sq")
     save_file({name: torch.zeros(3) for name in names}, tmp_path / "new.fit")
     refused_state(tmp_path, "cannot read")
     (tmp_path / "new.fit").unlink()

@@ -1,7 +1,8 @@
 """Adam on the KL to the dense model, over what is free at run time; the held-out windows decide what is kept.
 
 After SPON (arXiv 2512.12744): one vector a linear that does not depend on the input, trained to match the dense model's
-distribution. Departures: it is added on sparse rows alone, so that dense rows stay exact; the levels can be fitted with it.
+distribution. Departures: it is added on sparse rows alone, so that dense rows stay exact; the levels can be fitted with it;
+a look at the held-out text that finds nothing better goes back to the best state, at half the rate.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from rsparse.calibration.windows import spread
 from rsparse.compensation.fitted import FittedVector
 from rsparse.compensation.objective import kl_gradient
-from rsparse.compensation.resume import FitFile, Saved
+from rsparse.compensation.resume import FitFile, Saved, State
 from rsparse.compensation.settings import FitSettings
 from rsparse.errors import RSparseError
 from rsparse.losses import batch_tokens, compare, dense_states, hidden_states, window_batches
@@ -51,7 +52,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Compensated:
-    """Held-out KL in nats a token: before the fit, of the state that was kept (after `step`), and by step at each check."""
+    """Held-out KL in nats a token: before the fit, of the state that was kept (after `step`), and what each check found."""
 
     before: float
     kl: float
@@ -134,47 +135,56 @@ class _Fit:
 
     def run(self, label: str, file: FitFile | None, saved: Saved | None) -> Compensated:
         settings, fitted, start = self.settings, self.fitted, time.perf_counter()
-        kept = fitted.values.detach().clone()
         if saved is not None:
-            kept = self._take_over(saved)
+            self._go_back(saved.best)
         fitted.settle()
         first = 0 if saved is None else saved.step
         history = [(0, self._heldout_kl(0))] if saved is None else list(saved.history)
+        best = self._now()
         batches: list[float] = []
         for step in range(first + 1, settings.steps + 1):
             if _waited(history, settings.patience):
                 break
-            batches.append(self._step(step))
+            batches.append(self._step(step, _halvings(history)))
             if step % settings.check_every and step != settings.steps:
                 continue
             fitted.settle()
             found = self._heldout_kl(step)
             if found < min(kl for _, kl in history):
-                kept = fitted.values.detach().clone()
+                best = self._now()
+            else:
+                self._go_back(best)
+                fitted.settle()
             history.append((step, found))
             if file is not None:
-                moments = self.optimizer.state[fitted.values]
-                file.save(Saved(step, fitted.values, moments["exp_avg"], moments["exp_avg_sq"], kept, history))
+                file.save(Saved(step, best, history))
             left = (time.perf_counter() - start) / (step - first) * (settings.steps - step)
             self.report(Progress(step, settings.steps, sum(batches) / len(batches), found, left))
             batches.clear()
-        with torch.no_grad():
-            fitted.values.copy_(kept)
         fitted.settle(exactly=True)
         self._write_recipe(label)
-        step, best = min(history, key=lambda each: each[1])
-        return Compensated(history[0][1], best, step, history, time.perf_counter() - start)
+        step, kl = min(history, key=lambda each: each[1])
+        return Compensated(history[0][1], kl, step, history, time.perf_counter() - start)
 
-    def _take_over(self, saved: Saved) -> Tensor:
+    def _now(self) -> State:
+        values = self.fitted.values
+        moments = self.optimizer.state.get(values) or {
+            "step": 0,
+            "exp_avg": torch.zeros_like(values),
+            "exp_avg_sq": torch.zeros_like(values),
+        }
+        tensors = (each.detach().clone() for each in (values, moments["exp_avg"], moments["exp_avg_sq"]))
+        return State(int(moments["step"]), *tensors)
+
+    def _go_back(self, then: State) -> None:
         values = self.fitted.values
         with torch.no_grad():
-            values.copy_(saved.values)
+            values.copy_(then.values)
         self.optimizer.state[values] = {
-            "step": torch.tensor(float(saved.step)),
-            "exp_avg": saved.exp_avg.to(values.device),
-            "exp_avg_sq": saved.exp_avg_sq.to(values.device),
+            "step": torch.tensor(float(then.updates)),
+            "exp_avg": then.exp_avg.to(values.device, copy=True),
+            "exp_avg_sq": then.exp_avg_sq.to(values.device, copy=True),
         }
-        return saved.kept.to(values.device)
 
     def undo(self) -> None:
         """The model as it was before the fit."""
@@ -188,10 +198,10 @@ class _Fit:
         for parameter in self.frozen:
             parameter.requires_grad_(True)
 
-    def _step(self, step: int) -> float:
+    def _step(self, step: int, halvings: int) -> float:
         settings, fitted, model = self.settings, self.fitted, self.model
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(step, settings.steps)
+            group["lr"] = settings.learning_rate * _schedule(step, settings.steps) / 2**halvings
         picked = self._picked(step)
         ids, rows = self.windows[picked].to(self.device), state(model).policy
         dense = dense_states(model, ids) if self.dense_windows is None else self.dense_windows[picked]
@@ -243,6 +253,12 @@ class _Fit:
 def _check_finite(kl: float, step: int) -> None:
     if not math.isfinite(kl):
         raise RSparseError(f"the KL is not finite at step {step}; try --dtype float32 or a lower learning rate")
+
+
+def _halvings(history: list[tuple[int, float]]) -> int:
+    """How many checks found nothing better than all before them."""
+    kls = [kl for _, kl in history]
+    return sum(kls[place] >= min(kls[:place]) for place in range(1, len(kls)))
 
 
 def _waited(history: list[tuple[int, float]], patience: int) -> bool:

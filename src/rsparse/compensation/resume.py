@@ -21,18 +21,25 @@ from rsparse.sparse_model import recipe_state
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TENSORS = ("values", "exp_avg", "exp_avg_sq", "kept")
+_TENSORS = ("values", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class State:
+    """The vector after `updates` of it, and Adam's moments."""
+
+    updates: int
+    values: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
 
 
 @dataclass(frozen=True)
 class Saved:
-    """After `step`: the vector, Adam's moments, the best vector so far, and the held-out KL at each check."""
+    """After the check at `step`: the best state so far, from which the fit goes on, and the held-out KL at each check."""
 
     step: int
-    values: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    kept: Tensor
+    best: State
     history: list[tuple[int, float]]
 
 
@@ -68,20 +75,22 @@ class FitFile:
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
             found = json.loads(meta["fit"])
             history = [(int(step), float(kl)) for step, kl in found["history"]]
-            step, identity = int(found["step"]), meta["identity"]
+            saved = Saved(int(found["step"]), State(int(found["updates"]), **tensors), history)
+            identity = meta["identity"]
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise RSparseError(f"cannot read {self.path}, a fit's state: {str(error).splitlines()[0]}; remove it") from error
         if identity != self.identity:
             raise RSparseError(
                 f"{self.path} is the state of another fit (model, text or settings); remove it or finish that one"
             )
-        return Saved(step=step, history=history, **tensors)
+        return saved
 
     def save(self, saved: Saved) -> None:
         """Write it, whole or not at all."""
         with disk_errors(self.path.parent), new_file(self.path) as aside:
-            meta = {"identity": self.identity, "fit": json.dumps({"step": saved.step, "history": saved.history})}
-            save_file({name: getattr(saved, name).detach().cpu() for name in _TENSORS}, aside, metadata=meta)
+            found = {"step": saved.step, "updates": saved.best.updates, "history": saved.history}
+            tensors = {name: getattr(saved.best, name).cpu() for name in _TENSORS}
+            save_file(tensors, aside, metadata={"identity": self.identity, "fit": json.dumps(found)})
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -85,7 +85,7 @@ def test_two_streams_at_once():
 
 ATTENTION = {
     "blocks of a head share": {"rows": 1, "heads": 32, "kv_heads": 32, "d": 128, "slot": 700},
-    "7 q heads of a kv head": {"rows": 2, "heads": 28, "kv_heads": 4, "d": 128, "slot": 1000, "padded": True},
+    "7 q heads of a kv head": {"rows": 2, "heads": 14, "kv_heads": 2, "d": 64, "slot": 1000, "padded": True},
     "a window and a softcap": {"rows": 1, "heads": 4, "kv_heads": 1, "d": 256, "slot": 900, "window": 512, "softcap": 20.0},
     "no block shares": {"rows": 5, "heads": 32, "kv_heads": 32, "d": 64, "slot": 1023},
     "few slots": {"rows": 1, "heads": 8, "kv_heads": 2, "d": 72, "slot": 3},
