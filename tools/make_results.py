@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pages import bench, gpu, quality, uniform
-from pages.folders import BENCH, COMPILED, CURVE, DECODE, DOCS, KERNELS, QUALITY, REPRODUCE, ROOT, UNIFORM
+from pages.folders import BENCH, COMPILED, CURVE, DECODE, DOCS, H200, KERNELS, QUALITY, REPRODUCE, ROOT, UNIFORM
 from pages.markers import between
 from pages.reproduced import reproduced
 
@@ -39,6 +39,7 @@ def main() -> int:
             "decode": gpu.decode_block(decoded),
             "lengths": decode_table.by_length(curves),
             "compiled": decode_table.markdown(decode_table.load_records(COMPILED), level=3),
+            "h200": decode_table.markdown(decode_table.load_records(H200), level=3),
             "kernels": gpu.kernels_block(kernels),
         },
     }

@@ -13,7 +13,7 @@ from rsparse.errors import RSparseError
 
 def add_fit(parser: argparse.ArgumentParser) -> None:
     """Settings of a fit; what is not given is the device's default."""
-    parser.add_argument("--steps", type=int, help="optimiser steps at most (default: 400, on a CPU 60)")
+    parser.add_argument("--steps", type=int, help="optimiser steps at most (default: 200, on a CPU 60)")
     parser.add_argument("--batch-tokens", type=int, help="tokens of one step (default: 4096, on a CPU 1024)")
     parser.add_argument(
         "--learning-rate", type=float, help="in units of an output channel's spread (default: 0.0025, on a CPU 0.005)"

@@ -18,7 +18,7 @@ class FitSettings:
     the fit goes on at half the rate, and `patience` such checks in a row end it. Raises RSparseError for values out of range.
     """
 
-    steps: int = 400
+    steps: int = 200
     batch_tokens: int = 4096
     learning_rate: float = 0.0025
     levels: bool = True
@@ -50,7 +50,7 @@ class FitSettings:
 
     @classmethod
     def for_device(cls, device: str) -> FitSettings:
-        """The default, on a `cpu` a small part of the work: a quarter of an hour for 135 M weights on two cores."""
+        """The default, on a `cpu` less than an eighth of the work: a quarter of an hour for 135 M weights on two cores."""
         return cls(steps=60, batch_tokens=1024, learning_rate=0.005) if device == "cpu" else cls()
 
 
