@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
+
 import matplotlib.image
 import pytest
 import torch
 
 from rsparse.analysis.importance import (
+    Corners,
     Source,
     components,
     corner_mass,
     importance,
     pairs_of,
+    read_corners,
     sorted_map,
     summary,
     top_set,
     weight_importance,
 )
 from rsparse.analysis.importance_views import lines, plot
+from rsparse.errors import RSparseError
 from rsparse.models.layout import sites
 from tests.support.models import tiny_model, token_ids
 
@@ -100,13 +105,24 @@ def test_verdicts():
     good, poor = lines(made(0.5, 0.2, 0.9), two), lines(made(0.1, 0.2, 0.7), two)
     assert "50% of k_proj's" in good[0]
     assert "holds here (50% against 20%)" in good[1]
-    assert "holds here (least overlap of top tenths 90%, a / b" in good[2]
+    assert "holds here (least overlap of top tenths 90.0%, a / b" in good[2]
     assert "does not hold" in poor[1]
     assert "does not hold" in poor[2]
+    assert "least overlap of top tenths 79.6%, a / b; 80% asked" in lines(made(0.5, 0.2, 0.796), two)[2]
     assert "a: 1 / 4" in lines(made(0.5, 0.2, 0.9), [A4, A1])[2]
     told = summary(made(0.5, 0.2, 0.9), two)
     assert told["corner_mass"]["0.25"] == {"k_proj": 0.5, "up_proj": 0.2}
     assert told["overlap_texts"] == [{"pair": [0, 1], "mean": pytest.approx(0.9)}]
+
+
+def test_corners_of_a_record(tmp_path):
+    config = {"weights_sha": "abc", "data": ["a.txt", "b.txt"], "samples": [1, 4], "seq_len": 24}
+    for name, each in (("a.json", {"corners": [{"0.25": 0.3}, {"0.25": 0.9}]}), ("b.json", {"rank90": 0.3})):
+        (tmp_path / name).write_text(json.dumps({"config": config, "metrics": {"by_weight": {"a.k": each}}}))
+    assert read_corners(tmp_path / "a.json") == Corners("abc", "a.txt, 4 × 24 tokens", {"a.k": 0.3})
+    for name in ("b.json", "none.json"):
+        with pytest.raises(RSparseError, match=f"{name} is not a record of `rsparse analyze importance`"):
+            read_corners(tmp_path / name)
 
 
 def test_picture(tmp_path):

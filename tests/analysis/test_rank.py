@@ -85,10 +85,27 @@ def test_rho_is_that_of_the_linears_unit():
     assert "+1.00" in lines(of(k_proj=[0.2], up_proj=[0.4]), dict(zip(linears, [0.5, 1.0], strict=True)))[2]
 
 
+def test_importance_against_rank():
+    found = of(k_proj=[0.2, 0.3, 0.1, 0.4])
+    corners = dict(zip(found, [0.3, 0.1, 0.4, 0.2], strict=True))  # places 1 2 0 3 against 2 0 3 1
+    assert summary(found, None, corners)["importance_rank_correlation"] == pytest.approx(-0.8)
+    assert lines(found, None, corners)[-1] == (
+        "claim: importance is concentrated where the rank is low: holds here (rank correlation of the mass in the corner with "
+        "it -0.80; -0.5 or below asked)"
+    )
+    rising = {name: each.rank90 for name, each in found.items()}
+    assert "low: does not hold here" in lines(found, None, rising)[-1]
+    assert "low: cannot be told here" in lines(found, None, dict.fromkeys(found, 0.1))[-1]
+    assert "importance_rank_correlation" not in summary(found, None)
+
+
 def test_picture(tmp_path):
     found = of(k_proj=[0.2, 0.5], up_proj=[0.4, 0.4])
+    half = dict.fromkeys(found, 0.5)
     plot(found, None, "title", tmp_path / "a.png")
-    plot(found, dict.fromkeys(found, 0.5), "title", tmp_path / "b.png")
-    a, b = (matplotlib.image.imread(tmp_path / name) for name in ("a.png", "b.png"))
+    plot(found, half, "title", tmp_path / "b.png")
+    plot(found, half, "title", tmp_path / "c.png", half)
+    a, b, c = (matplotlib.image.imread(tmp_path / name) for name in ("a.png", "b.png", "c.png"))
     assert a.std() > 0.05
     assert b.shape[0] > 1.8 * a.shape[0]
+    assert c.shape[0] > 2.8 * a.shape[0]

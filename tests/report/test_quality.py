@@ -147,6 +147,15 @@ def test_the_ordering_is_of_the_searched_recipe_where_there_is_one(page):
     assert "R-Sparse (searched-population8) ahead of sparse-only, holds here at 50% asked" in found.text
 
 
+def test_the_ordering_is_of_one_study(page):
+    studies = {"s": ("sparse_only", ONLY, "searched-samples1", ONLY), "t": ("sparse_only", TEAL, "searched", DENSE)}
+    cells = {"s__dense": quality("dense", 0.0, text="a.txt", nll=DENSE)}
+    for study, (without, theirs, name, mine) in studies.items():
+        cells[f"{study}__a"] = quality(without, 0.5, text="a.txt", nll=theirs)
+        cells[f"{study}__b"] = quality(name, 0.5, text="a.txt", nll=mine)
+    assert "R-Sparse (searched) ahead of sparse-only, holds here at 50% asked: ×0.819 its perplexity" in page(**cells).text
+
+
 def test_headlines_pool_the_studies_of_the_same_weights(page):
     found = page(
         s__dense=quality("dense", 0.0, text="a.txt", nll=DENSE), s__only=quality("sparse_only", 0.5, text="a.txt", nll=ONLY),
@@ -156,6 +165,16 @@ def test_headlines_pool_the_studies_of_the_same_weights(page):
     )  # fmt: skip
     assert "teal is the closest to dense of 2 methods, ×1.22 the dense model's (a)" in found.text
     assert "teal keeps 50.0%" in found.text
+
+
+def test_a_method_on_more_texts_than_the_others_does_not_stand_alone(page):
+    cells = {f"{name}_{text[0]}": quality(name, 0.5, text=text, nll=ONLY) for name in ("teal", "wina") for text in ("a", "b")}
+    cells |= {f"searched_{text}": quality("searched", 0.5, text=text, nll=TEAL) for text in ("a", "b", "c", "d")}
+    cells |= {f"dense_{text}": quality("dense", 0.0, text=text, nll=DENSE) for text in ("a", "b", "c", "d")}
+    found = page(**cells)
+    assert (
+        "searched is the closest to dense of 3 methods, ×1.22 the dense model's (the geometric mean over 2 texts)" in found.text
+    )
 
 
 def test_a_plot_for_each_text_where_there_are_levels(page):

@@ -50,6 +50,19 @@ def test_lower_is_better_for_perplexity(tmp_path):
     assert sorted(found) == [("128", "16"), ("16", "8"), ("32", "128")]
 
 
+@pytest.mark.parametrize(("populations", "run"), [((8, 16, 32), ()), ((8, 16, 32, 128), (8, 16, 32))])
+def test_what_stands_on_both_sides_of_a_rank_that_was_left_out_is_a_pair(tmp_path, populations, run):
+    mine = table(*(Row(f"searched:population={n}", (0.5,)) for n in populations), texts=True, published=("search_size",))
+    results = results_of(mine, tmp_path)
+    for each in results.lines:
+        if dict(each.method.options).get("population") in map(str, run):
+            write_text(tmp_path, results.request, each, ALL, "one.txt", [3.0, 4.0])
+    found = {(dict(pair.better.method.options)["population"], dict(pair.worse.method.options)["population"])
+             for pair in pairs(results)}  # fmt: skip
+    left_out = {("32", "128"), ("128", "16")} if 128 in populations else set()
+    assert found == {("32", "16"), ("16", "8")} | left_out
+
+
 @pytest.mark.parametrize(
     ("better", "worse", "says"),
     [

@@ -139,6 +139,19 @@ def test_a_level_missed_on_texts_alone_is_named(tmp_path):
     assert missed in text.splitlines()
 
 
+def test_levels_missed_by_lines_of_tasks_and_lines_of_texts_are_told_apart(tmp_path):
+    wrote = Variant("wrote", "generated", generates=True)
+    results = results_of(tmp_path, table(Row("teal", (0.5,), (BASE, wrote)), texts=True), generated={"lead": "x"})
+    for line in results.lines:
+        if not line.dense and line.variant == wrote:
+            write_tasks(tmp_path, results.request, line, ALL, 0.47, lead="10")
+        elif not line.dense:
+            write_text(tmp_path, results.request, line, ALL, "one.txt", [1.0, 2.0], 0.48)
+    assert [line.partition(": ")[0] for line in notes(results) if "equal bytes" in line] == [
+        "Not at equal bytes under all on the tasks", "Not at equal bytes under all on the texts",
+    ]  # fmt: skip
+
+
 def test_what_the_search_chose(tmp_path):
     results = results_of(tmp_path, table(Row("searched", (0.4, 0.5, 0.6)), Row("rsparse", (0.5,)), tasks=True))
     kinds = {"q_proj": {"ranked": 0.5}, "k_proj": {"ranked": 0.0}, "v_proj": {"ranked": 1.0}}

@@ -10,8 +10,10 @@ its tenth of cells of largest I; the overlap of two maps of one weight is the sh
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from rsparse.analysis.pictures import kind_means
 from rsparse.analysis.walk import BlockWalk
+from rsparse.errors import RSparseError
 from rsparse.lowrank.svd import top_singular
 from rsparse.models.layout import Site
 from rsparse.progress import progress
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CORNERS = (0.1, 0.25, 0.5)
+TOLD = "0.25"  # the corner that lines and pictures are of
 TOP = 0.1
 SIDE = 64  # cells of a drawn map
 
@@ -167,13 +171,35 @@ def summary(found: Mapping[str, WeightImportance], sources: Sequence[Source]) ->
             share: kind_means({name: row[share] for name, row in first.items()}) for share in map("{:g}".format, CORNERS)
         }
     }
-    result["joint"] = kind_means({name: each.joint[0]["0.25"] for name, each in found.items()})
+    result["joint"] = kind_means({name: each.joint[0][TOLD] for name, each in found.items()})
     result["sources"] = [{"data": source.text, "samples": source.samples} for source in sources]
     result["corner_mass_by_source"] = [
-        sum(each.corners[place]["0.25"] for each in found.values()) / len(found) for place in range(len(sources))
+        sum(each.corners[place][TOLD] for each in found.values()) / len(found) for place in range(len(sources))
     ]
     for what, pairs in pairs_of(sources).items():
         result[f"overlap_{what}"] = [
             {"pair": list(pair), "mean": sum(each.overlaps[pair] for each in found.values()) / len(found)} for pair in pairs
         ]
     return result | {"overlap_weight_alone": sum(each.weight_alone for each in found.values()) / len(found)}
+
+
+@dataclass(frozen=True)
+class Corners:
+    """Of a record: the weights' sha, on what text, and the mass in the 25 % corner by linear."""
+
+    weights_sha: str
+    source: str
+    mass: dict[str, float]
+
+
+def read_corners(path: Path) -> Corners:
+    """The first source's, of a record of `rsparse analyze importance`. Raises RSparseError for a file that is not one."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        config, weights = record["config"], record["metrics"]["by_weight"]
+        source = f"{config['data'][0]}, {config['samples'][-1]} × {config['seq_len']} tokens"
+        mass = {name: float(each["corners"][0][TOLD]) for name, each in weights.items()}
+        return Corners(config["weights_sha"], source, mass)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise RSparseError(f"{path} is not a record of `rsparse analyze importance` ({why})") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rsparse.analysis.importance import Source, WeightImportance, summary
+from rsparse.analysis.importance import TOLD, Source, WeightImportance, summary
 from rsparse.analysis.pictures import COLORS, finish, heat_map, picture
 from rsparse.analysis.recipe_table import block_and_kind
 
@@ -19,7 +19,7 @@ DECADES = 3.0  # of the maps' colours
 def lines(found: Mapping[str, WeightImportance], sources: Sequence[Source]) -> list[str]:
     """What to see, and whether the claims hold: k_proj concentrated, up_proj spread, the same for other texts and samples."""
     told = summary(found, sources)
-    corner = told["corner_mass"]["0.25"]
+    corner = told["corner_mass"][TOLD]
     ordered = sorted(corner.items(), key=lambda pair: -pair[1])
     text = [
         f"the corner of a quarter of the channels × a quarter of the components (6 % of the cells) holds "
@@ -36,7 +36,7 @@ def lines(found: Mapping[str, WeightImportance], sources: Sequence[Source]) -> l
             said = "holds" if worst["mean"] >= SAME else "does not hold"
             text.append(
                 f"claim: the same cells matter for other {words}: {said} here (least overlap of top tenths "
-                f"{worst['mean']:.0%}, {_pair_label(worst, sources)}; {SAME:.0%} asked; the weight alone gives {alone:.0%})"
+                f"{worst['mean']:.1%}, {_pair_label(worst, sources)}; {SAME:.0%} asked; the weight alone gives {alone:.0%})"
             )
     return text
 
@@ -56,7 +56,7 @@ def plot(found: Mapping[str, WeightImportance], sources: Sequence[Source], block
             spare.set_axis_off()
         above.colorbar(image, ax=top, pad=0.01, shrink=0.7).set_label("log10 importance, over the map's largest", fontsize=8)
         left, right = below.subplots(1, 2)
-        corners = {name: each.corners[0]["0.25"] for name, each in found.items()}
+        corners = {name: each.corners[0][TOLD] for name, each in found.items()}
         heat_map(below, left, corners, "mass in the 25 % corner; a flat map has 0.06", low=0)
         _overlaps(right, told, sources)
 
@@ -67,7 +67,7 @@ def _map(axis: Any, name: str, each: WeightImportance) -> Any:
     image = axis.imshow(logs, aspect="auto", cmap="viridis", vmin=-DECADES, vmax=0, extent=(0, 1, 1, 0))
     axis.plot([0, 0.25, 0.25], [0.25, 0.25, 0], color="white", linewidth=1)
     kind = block_and_kind(name)[1].rpartition(".")[2]
-    axis.set_title(f"{block_and_kind(name)[0]} {kind}: {each.corners[0]['0.25']:.0%} in the corner", fontsize=9, loc="left")
+    axis.set_title(f"{block_and_kind(name)[0]} {kind}: {each.corners[0][TOLD]:.0%} in the corner", fontsize=9, loc="left")
     axis.set_xlabel("singular components", fontsize=8)
     axis.set_ylabel("input channels", fontsize=8)
     axis.tick_params(labelsize=7)
@@ -79,7 +79,7 @@ def _overlaps(axis: Any, told: Mapping[str, Any], sources: Sequence[Source]) -> 
         (entry, color) for what, color in (("texts", COLORS[0]), ("samples", COLORS[1])) for entry in told[f"overlap_{what}"]
     ]
     if not bars:
-        values = told["corner_mass"]["0.25"]
+        values = told["corner_mass"][TOLD]
         axis.bar(range(len(values)), list(values.values()), color=COLORS[0])
         axis.set_xticks(range(len(values)), [kind.removesuffix("_proj") for kind in values], fontsize=8)
         finish(axis, "", "share", "mass in the 25 % corner, mean over the blocks", legend=False)

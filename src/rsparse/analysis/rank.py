@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BYTE_SHARES = (0.05, 0.1, 0.25, 0.5)
+EXPLAINS = -0.5  # rank correlation from which on, downwards, low rank counts as the reason for concentrated importance
 CURVE = tuple(round(0.02 * step, 2) for step in range(51))  # shares of n at which the energy is kept
 
 
@@ -112,8 +113,11 @@ def _places(values: NDArray[Any]) -> NDArray[np.float64]:
     return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
 
 
-def summary(found: Mapping[str, WeightRank], rho: Mapping[str, float] | None) -> dict[str, Any]:
-    """Means by kind, in how many blocks k_proj is below up_proj, and the correlation with a recipe's rho."""
+def summary(
+    found: Mapping[str, WeightRank], rho: Mapping[str, float] | None, corners: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Means by kind, in how many blocks k_proj is below up_proj, and the correlations with a recipe's rho and with the mass of
+    the importance in its corner."""
     rank90 = {name: each.rank90 for name, each in found.items()}
     effective = {name: each.effective_rank for name, each in found.items()}
     tenth = {name: each.energy_at_bytes["0.1"] for name, each in found.items()}
@@ -125,12 +129,16 @@ def summary(found: Mapping[str, WeightRank], rho: Mapping[str, float] | None) ->
     result: dict[str, Any] = {"rank90": kind_means(rank90), "effective_rank": kind_means(effective)}
     result |= {"energy_at_a_tenth_of_bytes": kind_means(tenth)}
     result |= {"blocks_with_k_below_up": sum(row["k_proj"] < row["up_proj"] for row in both), "blocks": len(both)}
-    return result if rho is None else result | {"rho_rank_correlation": rank_correlation(rho, rank90)}
+    for name, values in (("rho", rho), ("importance", corners)):
+        result |= {} if values is None else {f"{name}_rank_correlation": rank_correlation(values, rank90)}
+    return result
 
 
-def lines(found: Mapping[str, WeightRank], rho: Mapping[str, float] | None) -> list[str]:
-    """What to see, and whether k_proj is of lower rank than up_proj."""
-    told = summary(found, rho)
+def lines(
+    found: Mapping[str, WeightRank], rho: Mapping[str, float] | None, corners: Mapping[str, float] | None = None
+) -> list[str]:
+    """What to see, whether k_proj is of lower rank than up_proj, and whether that goes with concentrated importance."""
+    told = summary(found, rho, corners)
     by_rank = sorted(told["rank90"].items(), key=lambda pair: pair[1])
     low, high = by_rank[0], by_rank[-1]
     tenth = told["energy_at_a_tenth_of_bytes"]
@@ -153,12 +161,36 @@ def lines(found: Mapping[str, WeightRank], rho: Mapping[str, float] | None) -> l
         value = told["rho_rank_correlation"]
         said = "none can be told: one of them does not vary" if value is None else f"{value:+.2f} (positive: low rank, low rho)"
         text.append(f"rank correlation of the recipe's rho with it: {said}")
+    if corners is not None:
+        text.append(
+            f"claim: importance is concentrated where the rank is low: {_explains(told['importance_rank_correlation'])}"
+        )
     return text
 
 
-def plot(found: Mapping[str, WeightRank], rho: Mapping[str, float] | None, title: str, path: Path) -> None:
-    """rank90 by block and kind; the spectra's energy by kind; with a recipe its rho, and rho over rank90."""
-    rows = 1 if rho is None else 2
+def _explains(value: float | None) -> str:
+    if value is None:
+        return "cannot be told here: one of them does not vary"
+    said = "holds" if value <= EXPLAINS else "does not hold"
+    return f"{said} here (rank correlation of the mass in the corner with it {value:+.2f}; {EXPLAINS:g} or below asked)"
+
+
+def plot(
+    found: Mapping[str, WeightRank],
+    rho: Mapping[str, float] | None,
+    title: str,
+    path: Path,
+    corners: Mapping[str, float] | None = None,
+) -> None:
+    """rank90 by block and kind; the spectra's energy by kind; with a recipe its rho, and rho over rank90; with `corners` the
+    same of them."""
+    # what stands beside: values, the heading of their map, their axis, its upper end
+    beside = [
+        (values, *words)
+        for values, *words in ((rho, "the recipe's rho", "rho", 1), (corners, "importance in the 25 % corner", "mass", None))
+        if values is not None
+    ]
+    rows = 1 + len(beside)
     kinds = list(kind_means({name: each.rank90 for name, each in found.items()}))
     with picture(path, rows, 2, (11.5, 3.6 * rows), title, width_ratios=[1.5, 1]) as (figure, axes):
         rank90 = {name: each.rank90 for name, each in found.items()}
@@ -168,10 +200,10 @@ def plot(found: Mapping[str, WeightRank], rho: Mapping[str, float] | None, title
             axes[0, 1].plot(CURVE, np.mean(curves, axis=0), color=color, label=kind, linewidth=1.2)
         axes[0, 1].axhline(0.9, color="black", linestyle=":", linewidth=1)
         finish(axes[0, 1], "share of the components", "share of the energy", "energy held, mean over the blocks")
-        if rho is None:
-            return
-        heat_map(figure, axes[1, 0], rho, "the recipe's rho", low=0, high=1)
-        for color, kind in zip(COLORS, kinds, strict=False):
-            names = [name for name in rank90 if name.endswith(f".{kind}") and name in rho]
-            axes[1, 1].scatter([rank90[n] for n in names], [rho[n] for n in names], s=12, color=color, label=kind, alpha=0.7)
-        finish(axes[1, 1], "share of the components for 90 %", "rho", "rho over rank, a dot a weight")
+        for (values, head, label, high), (left, right) in zip(beside, axes[1:], strict=True):
+            heat_map(figure, left, values, head, low=0, high=high)
+            for color, kind in zip(COLORS, kinds, strict=False):
+                names = [name for name in rank90 if name.endswith(f".{kind}") and name in values]
+                style = {"s": 12, "color": color, "label": kind, "alpha": 0.7}
+                right.scatter([rank90[name] for name in names], [values[name] for name in names], **style)
+            finish(right, "share of the components for 90 %", label, f"{label} over rank, a dot a weight")

@@ -122,7 +122,7 @@ def plot_policies(points: Mapping[str, Point], title: str, path: Path) -> None:
             right.scatter([share], [ratio], color=color, s=24, label=policy)
         right.axhline(1, color="black", linestyle=":", linewidth=1)
         right.set_xlim(0, 1.05)
-        finish(right, "share of the rows that ran sparse", "perplexity over dense", "the more rows, the more loss")
+        finish(right, "share of the rows that ran sparse", "perplexity over dense", "over the rows that ran sparse")
 
 
 def _perplexity_axis(axis: Any, values: Sequence[float], dense: float) -> None:

@@ -55,12 +55,12 @@ def _joined(words: Sequence[str]) -> str:
 
 def _levels(results: Results) -> list[str]:
     found = []
+    both = any(results.has_tasks(line) for line in results.lines) and any(results.texts(line) for line in results.lines)
     for policy in results.request.policies:
         for texts in (False, True):
             missed = [(line, achieved) for line, achieved in _achieved(results, policy, texts) if _is_missed(line, achieved)]
             if not missed:
                 continue
-            both = any(results.has_tasks(line) and results.texts(line) for line in results.lines)
             where = f" on the {'texts' if texts else 'tasks'}" if both else ""
             words = []
             for label, lines in groupby(missed, lambda each: each[0].label):

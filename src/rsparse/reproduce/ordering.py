@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 from rsparse import published
@@ -74,20 +75,21 @@ def is_of(figure: Figure, line: Line) -> bool:
 
 
 def pairs(results: Results) -> list[Pair]:
-    """Neighbours in the paper's own rankings by model and level, and what it claims without figures."""
+    """Neighbours in the paper's own rankings by model and level, and what it claims without figures.
+
+    A ranking is of what the table has; where some of that has no figures here, what stands on both sides of it is a pair too.
+    """
     found: dict[tuple[Line, Line], Pair] = {}
     lines = [line for line in results.lines if not line.dense]
+    measured = [line for line in lines if results.config(line) is not None]
     for name in results.table.published:
         figures = published.load(name)
         if figures.arxiv != published.PAPER:
             continue
         for group in _groups(figures.rows):
             ranked = sorted(group, key=lambda figure: figure.mean, reverse=not figures.lower_is_better)
-            for high, low in pairwise(ranked):
-                for better in lines:
-                    for worse in lines:
-                        if _same_cell(better, worse) and is_of(high, better) and is_of(low, worse):
-                            found[better, worse] = Pair(better, worse, figures.lower_is_better)
+            for better, worse in [*_neighbours(ranked, lines), *_neighbours(ranked, measured)]:
+                found[better, worse] = Pair(better, worse, figures.lower_is_better)
     for order in results.table.orders:
         specs = [results.request.spec(each, results.table) for each in (order.better, order.worse)]
         for better in lines:
@@ -171,6 +173,15 @@ def _groups(rows: tuple[Figure, ...]) -> list[list[Figure]]:
         if row.method != "dense":
             groups.setdefault((row.model, row.sparsity, tuple(row.options)), []).append(row)
     return list(groups.values())
+
+
+def _neighbours(ranked: list[Figure], lines: list[Line]) -> Iterator[tuple[Line, Line]]:
+    """(better, worse) of neighbouring figures, of those that have a line at all."""
+    here = [figure for figure in ranked if any(is_of(figure, line) for line in lines)]
+    for high, low in pairwise(here):
+        for better, worse in product(lines, lines):
+            if _same_cell(better, worse) and is_of(high, better) and is_of(low, worse):
+                yield better, worse
 
 
 def _same_cell(a: Line, b: Line) -> bool:

@@ -28,6 +28,7 @@ CALIBRATED = ["--data", "test.txt", "--calibration", "calibration"]
         ("--samples '0'", ["importance", "--data", "test.txt", "--samples", "0"]),
         ("two --data are called test.txt", ["importance", "--data", "test.txt", "--data", "test.txt"]),
         ("cannot read recipe none.json", ["rank", "--recipe", "none.json"]),
+        ("none.json is not a record of `rsparse analyze importance`", ["rank", "--importance", "none.json"]),
         ("none is not a calibration", ["rank", "--calibration", "none"]),
         ("--rho must be between 0 and 1, got 1", ["rank", "--rho", "1"]),
         ("--sparsity must be between 0 and 1, got 0", ["rank", "--sparsity", "0"]),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.cli.conftest import good, run
+from tests.cli.conftest import bad, good, run
 
 WINDOWS = ["--data", "test.txt", "--seq-len", 24, "--max-tokens", 96]
 SWEEP = [*WINDOWS, "--calibration", "calibration", "--settle-tokens", 240]
@@ -64,7 +64,7 @@ def test_activations(here):
     assert len(record["metrics"]["by_input"]) == 8
 
 
-def test_importance_of_one_text_and_of_two(here):
+def test_importance_of_one_text_and_of_two_and_rank_beside_it(here):
     base = ["analyze", "importance", "dense", "--seq-len", 24, "-o", "out"]
     assert good(*base, "--data", "test.txt", "--samples", 2).out.count("claim") == 1
     out = good(*base, "--data", "test.txt", "--data", "text.txt", "--samples", "1,4", "--block", 0).out
@@ -73,6 +73,14 @@ def test_importance_of_one_text_and_of_two(here):
     assert record["config"]["data"] == ["test.txt", "text.txt"]
     assert record["metrics"]["tokens"] == 2 * 4 * 24
     assert [entry["pair"] for entry in record["metrics"]["summary"]["overlap_samples"]] == [[1, 0], [3, 2]]
+    out = good("analyze", "rank", "dense", "--importance", "out/importance.json", "-o", "out").out
+    assert out.splitlines()[-1].startswith("claim: importance is concentrated where the rank is low: ")
+    corners = {name: each["corners"][0]["0.25"] for name, each in record["metrics"]["by_weight"].items()}
+    rank = record_of(here / "out", "rank")
+    assert (rank["metrics"]["corner_by_weight"], rank["config"]["importance"]) == (corners, "test.txt, 4 × 24 tokens")
+    text = (here / "out" / "importance.json").read_text()
+    (here / "out" / "importance.json").write_text(text.replace('"weights_sha": "', '"weights_sha": "f'))
+    bad("importance.json is of weights f", "analyze", "rank", "dense", "--importance", "out/importance.json", "-o", "out")
 
 
 def test_multi_phase_resumes(here, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -67,12 +67,12 @@ def _cells(table: TextTable | TaskTable) -> int:
 
 
 def _quality(table: TextTable) -> list[str]:
-    """The method nearest to dense, among those that ran on the texts that most have run on."""
+    """The method nearest to dense on the most texts that two methods or more have run on, of those that ran on all of them."""
     if not table.levels():
         return []
     asked = min(table.levels(), key=lambda level: (abs(level - MIDDLE), level))
     ran = {id(row): tuple(text for text in table.texts if table.over_dense(row, text)) for row in table.at(asked)}
-    shared = max(ran.values(), key=lambda texts: (len(texts), list(ran.values()).count(texts)))
+    shared = max(ran.values(), key=lambda texts: (_rivals(texts, ran.values()), len(texts), list(ran.values()).count(texts)))
     rows = [row for row in table.at(asked) if set(shared) <= set(ran[id(row)])]
     if not shared:
         return []
@@ -89,6 +89,11 @@ def _quality(table: TextTable) -> list[str]:
     return [f"{line}{_cost(row)}.", *_ordering(rows, asked, shared)]
 
 
+def _rivals(texts: Collection[Text], ran: Iterable[Collection[Text]]) -> bool:
+    """Whether more than one method ran on all of `texts`."""
+    return sum(set(texts) <= set(each) for each in ran) > 1
+
+
 def _ordering(rows: Sequence[Row], asked: float, shared: Sequence[Text]) -> list[str]:
     """R-Sparse against the same without its low-rank part, which the paper puts behind."""
     searched = [row for row in rows if row.method.partition("-")[0] == "searched"]  # the paper's own; its options may follow
@@ -96,7 +101,9 @@ def _ordering(rows: Sequence[Row], asked: float, shared: Sequence[Text]) -> list
     without = [row for row in rows if row.method == "sparse_only"]
     if not ours or not without:
         return []
-    mine, theirs = ours[0], without[0]
+    # Of one study, which has one calibration, where there is such a pair; without options where there is such a row.
+    pairs = [(mine, theirs) for mine in ours for theirs in without]
+    mine, theirs = min(pairs, key=lambda pair: (_folder(pair[0]) != _folder(pair[1]), "-" in pair[0].method))
     found = [each for text in shared if (each := ratio(mine.cells[text], theirs.cells[text])) is not None]
     if not found:
         return []
@@ -108,6 +115,10 @@ def _ordering(rows: Sequence[Row], asked: float, shared: Sequence[Text]) -> list
         f"The paper's ordering, R-Sparse (`{mine.method}`) ahead of sparse-only, {said} here at {asked:.0%} asked: "
         f"×{mean:.3f} its perplexity; by the paired 95 % intervals ahead on {ahead} of {len(found)} texts, behind on {behind}."
     ]
+
+
+def _folder(row: Row) -> str:
+    return next(iter(row.cells.values())).folder
 
 
 def _cost(row: Row) -> str:
