@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import rsparse
 from rsparse.cli import main
@@ -60,10 +61,25 @@ def test_a_bug_of_our_own_says_so(monkeypatch):
     assert outcome.err == "rsparse: internal error, ZeroDivisionError: two (--debug shows where)\n"
 
 
-def test_out_of_memory(monkeypatch):
-    error = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried 1 TB")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried 1 TB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA: CUDA_ERROR_OUT_OF_MEMORY"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["torch", "a CPU", "the runtime", "the driver", "cuBLAS"],
+)
+def test_out_of_memory(error, monkeypatch):
     monkeypatch.setattr("rsparse.cli.show.run", raising(error))
-    bad("out of memory", "show", "x")
+    bad(f"error: out of memory ({error}); use a smaller model", "show", "x")
+
+
+def test_an_illegal_access_is_no_lack_of_memory(monkeypatch):
+    monkeypatch.setattr("rsparse.cli.show.run", raising(RuntimeError("an illegal memory access")))
+    assert run("show", "x").code == 1
 
 
 def test_a_full_disk(monkeypatch):

@@ -24,7 +24,20 @@ def test_interpreted():
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def path(tmp_path, monkeypatch):
+    """An empty folder, the one that programs are looked for in; `install` puts one there."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    return tmp_path
+
+
+def install(path, name):
+    (path / name).touch(mode=0o755)
+
+
+@pytest.fixture
+def gpu(path, monkeypatch):
+    install(path, "gcc")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "An Old GPU")
@@ -49,6 +62,26 @@ def test_it_says_why_not(gpu, monkeypatch):
 
     monkeypatch.setattr(triton_kernel.importlib.metadata, "version", missing)
     assert "Triton is not installed" in triton_kernel.refusal(CUDA, torch.float16)
+
+
+def test_it_needs_a_c_compiler(gpu, path, monkeypatch):
+    """Triton's launcher is C: $CC where that is set, else gcc or clang, and nothing else."""
+
+    def why():
+        return triton_kernel.refusal(CUDA, torch.float16)
+
+    assert why() is None
+    (path / "gcc").rename(path / "cc")
+    assert why() == "Triton needs a C compiler: install gcc or clang, or name one in $CC"
+    assert dispatch.resolve("auto", CUDA, torch.float16).name != "triton"
+    install(path, "clang")
+    assert why() is None
+    monkeypatch.setenv("CC", "tcc")
+    assert why() == "Triton needs a C compiler, and there is no 'tcc', which $CC names: unset it, with gcc installed"
+    (path / "clang").unlink()
+    for there in ("cc", str(path / "cc")):
+        monkeypatch.setenv("CC", there)
+        assert why() is None
 
 
 def test_auto_falls_back_and_an_explicit_request_fails():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from rsparse import __version__, cli
-from rsparse.errors import RSparseError
+from rsparse.errors import RSparseError, out_of_memory
 
 BAD_INPUT, INTERRUPTED, INTERNAL = 2, 130, 1
 
@@ -70,7 +70,7 @@ def _os_line(error: OSError) -> str:
 
 def _explain(error: Exception) -> tuple[str, int]:
     first = (str(error).strip().splitlines() or [""])[0]
-    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+    if out_of_memory(error):
         return (
             f"error: out of memory ({first}); use a smaller model, fewer --tokens or --seq-len, or another --dtype",
             BAD_INPUT,

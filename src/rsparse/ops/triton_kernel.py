@@ -7,6 +7,8 @@ transposed view of an [in, out] memory, and dense rows use the same bits.
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import shutil
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -36,6 +38,16 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"it has no {str(dtype).removeprefix('torch.')} kernels"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    return _no_compiler()
+
+
+def _no_compiler() -> str | None:
+    """Why Triton cannot build what launches its kernels, which is C, or None: it takes $CC alone where that is set."""
+    named = os.environ.get("CC")
+    if named is not None and shutil.which(named) is None:
+        return f"Triton needs a C compiler, and there is no {named!r}, which $CC names: unset it, with gcc installed"
+    if named is None and not (shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler: install gcc or clang, or name one in $CC"
     return None
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch
-
-from rsparse.errors import RSparseError
+from rsparse.errors import RSparseError, out_of_memory
 from rsparse.models.layout import head_dim
 from rsparse.ops import dispatch
 from rsparse.ops.fused import refusal
@@ -38,7 +36,9 @@ def session_for(model: Any, request: Request, backend: str) -> fused.Session | N
     if why is None:
         try:
             return make_session(model, request, KERNELS)
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             fused.release(model)
             why = f"out of GPU memory ({str(error).splitlines()[0][:150]})"
     if backend == KERNELS:

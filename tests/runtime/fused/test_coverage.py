@@ -119,23 +119,40 @@ def test_auto_says_why_it_falls_back(monkeypatch, capsys):
         by_modules(model, PROMPTS, token_policy=TokenPolicy("all"), backend="triton")
 
 
-def test_out_of_memory(monkeypatch, capsys):
+FULL = {
+    "CUDA out of memory. Tried to allocate 2.00 GiB.": torch.cuda.OutOfMemoryError,
+    "CUDA error: out of memory": RuntimeError,
+    "CUDA: CUDA_ERROR_OUT_OF_MEMORY": RuntimeError,
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`": RuntimeError,
+}
+
+
+@pytest.mark.parametrize("says", FULL)
+def test_out_of_memory(says, monkeypatch, capsys):
     model = dense("llama")
 
     def full(model, *arguments):
         fused.fused_model(model, "reference")
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+        raise FULL[says](f"{says}\nMore.")
 
     as_on_gpu(monkeypatch)
     monkeypatch.setattr(path, "make_session", full)
     assert by_modules(model, PROMPTS[:1]).backend == "modules"
-    assert capsys.readouterr().err == (
-        "new tokens run without kernels: out of GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB.)\n"
-    )
+    assert capsys.readouterr().err == f"new tokens run without kernels: out of GPU memory ({says})\n"
     attention = model.model.layers[0].self_attn  # what was packed is let go
     assert attention.q_proj.weight.untyped_storage().data_ptr() != attention.k_proj.weight.untyped_storage().data_ptr()
     with pytest.raises(RSparseError, match="out of GPU memory"):
         by_modules(model, PROMPTS[:1], backend="triton")
+
+
+def test_another_failure_is_not_hidden(monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("an illegal memory access")
+
+    as_on_gpu(monkeypatch)
+    monkeypatch.setattr(path, "make_session", broken)
+    with pytest.raises(RuntimeError, match="illegal"):
+        by_modules(dense("llama"), PROMPTS[:1])
 
 
 def test_the_reference_asked_for_by_name_is_silent(monkeypatch, capsys):
