@@ -69,22 +69,35 @@ def ops(tiles=SMALL, **options):
     return made
 
 
-def empty(rows, columns, masks, dtype, *, length, compact=True):
+def empty(rows, columns, masks, dtype, *, length, compact=True, sections=0, rank=0, device=CPU):
     segments = -(-columns // length)
-    room = segments * length
+    room, nan = segments * length, float("nan")
     return Lists(
-        torch.full((masks, rows, room), float("nan"), dtype=dtype),
-        torch.full((masks, room), -1, dtype=torch.int32) if compact else None,
-        torch.full((masks, segments), -1, dtype=torch.int32) if compact else None,
-        None, columns=columns, length=length, segments=segments, row_stride=room, rank=0, compact=compact,
+        torch.full((masks, rows, room), nan, dtype=dtype, device=device),
+        torch.full((masks, room), -1, dtype=torch.int32, device=device) if compact else None,
+        torch.full((masks, segments), -1, dtype=torch.int32, device=device) if compact else None,
+        torch.full((segments, rows, sections * rank), nan, device=device) if rank else None,
+        columns=columns, length=length, segments=segments, row_stride=room, rank=rank, compact=compact,
     )  # fmt: skip
 
 
-def read(x, columns, kind, norm=None):
+def read(x, columns, kind, norm=None, *, length=64):
     """What select itself makes of x: with no threshold and no list, everything."""
-    lists = empty(x.shape[0], columns, 1, x.dtype, length=64, compact=False)
-    select(x, lists, torch.tensor([-float("inf")]), kind=kind, norm=norm)
+    lists = empty(x.shape[0], columns, 1, x.dtype, length=length, compact=False, device=x.device)
+    select(x, lists, torch.full((1,), -float("inf"), device=x.device), kind=kind, norm=norm)
     return lists.values[0, :, :columns].clone()
+
+
+def assert_lists(lists, made, masks):
+    """Each segment's channels that any row keeps, ascending, with 0 where a row drops; masks: m [rows, in] of each."""
+    for mask, m in enumerate(masks):
+        for segment in range(lists.segments):
+            part = slice(segment * lists.length, min(lists.columns, (segment + 1) * lists.length))
+            kept = m[:, part].any(0).nonzero()[:, 0] + part.start
+            count = int(lists.counts[mask, segment])
+            assert lists.indices[mask, part.start : part.start + count].tolist() == kept.tolist()
+            values = lists.values[mask, :, part.start : part.start + count]
+            assert torch.equal(values, torch.where(m, made, 0)[:, kept])
 
 
 def source(rows, columns, kind, dtype):
@@ -110,7 +123,7 @@ def test_gelu_does_not_overflow():
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(("rows", "kind"), [(1, "norm"), (3, "norm"), (1, "silu"), (2, "plain")])
 def test_masks_bit_for_bit(rows, kind, scaled, dtype):
-    """On the kernel's own input: each segment's channels that any row keeps, ascending, with 0 where a row drops."""
+    """On the kernel's own input."""
     columns, length = 150, 64
     group = problems.group(columns, (8, 8, 8), (0, 1, 2), dtype=dtype, scaled=scaled)
     x, norm = source(rows, columns, kind, dtype), problems.norm(columns, dtype) if kind == "norm" else None
@@ -120,15 +133,7 @@ def test_masks_bit_for_bit(rows, kind, scaled, dtype):
     sparse = torch.tensor([True, False, True])[:rows]
     lists = empty(rows, columns, 3, dtype, length=length)
     select(x, lists, group.threshold, group.channel_scale, kind=kind, norm=norm, sparse=sparse)
-    for mask in range(3):
-        m = keep(made, group, mask) | ~sparse[:, None]
-        for segment in range(lists.segments):
-            part = slice(segment * length, min(columns, (segment + 1) * length))
-            kept = m[:, part].any(0).nonzero()[:, 0] + part.start
-            count = int(lists.counts[mask, segment])
-            assert lists.indices[mask, part.start : part.start + count].tolist() == kept.tolist()
-            values = lists.values[mask, :, part.start : part.start + count]
-            assert torch.equal(values, torch.where(m, made, 0)[:, kept])
+    assert_lists(lists, made, [keep(made, group, mask) | ~sparse[:, None] for mask in range(3)])
 
 
 ONE, FEW, MANY = ((1, "norm"), (1, "silu")), ((2, "norm"),), ((3, "plain"),)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass, replace
+
 import torch
 
 from rsparse.ops.fused import Attention, Cache, Group, Norm, Section
@@ -49,3 +51,11 @@ def attention(rows, heads, kv_heads, d, length, slot, dtype=torch.float32, *, pa
 
 def copied(cache):
     return Cache(cache.k.clone(), cache.v.clone(), cache.slot, cache.first, cache.position)
+
+
+def on(device, made):
+    """A group, norm, cache or attention with its tensors on `device`."""
+    values = {field.name: getattr(made, field.name) for field in fields(made)}
+    moved = {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
+    inner = {name: on(device, value) for name, value in values.items() if is_dataclass(value)}
+    return replace(made, **moved, **inner)

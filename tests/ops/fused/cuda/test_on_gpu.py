@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -11,24 +9,29 @@ pytest.importorskip("triton")
 
 from rsparse.ops.fused.cuda import attend, compiler
 from rsparse.ops.fused.cuda.ops import CudaOps
-from rsparse.ops.fused.reference import ReferenceOps, act_mul
-from rsparse.ops.fused.types import Cache, Group, Section
+from rsparse.ops.fused.cuda.stream import covers
+from rsparse.ops.fused.reference import ReferenceOps, act_mul, rms_norm
+from rsparse.ops.fused.types import Group, Section
 from tests.ops.fused import problems
+from tests.ops.fused.cuda.one_hot import assert_masks, at_scores, one_hot
 from tests.support.tolerance import assert_close_rms
 
 DEVICE = torch.device("cuda")
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or compiler.refusal(DEVICE) is not None, reason="no GPU that they run on"
 )
-TENSORS = ("weight", "bias", "channel_scale", "threshold", "V", "U")
 
 
-def problem(columns, outs, masks, rank, dtype):
-    made = problems.group(columns, outs, masks, rank, dtype)
-    group = replace(made, **{name: getattr(made, name).to(DEVICE) for name in TENSORS if getattr(made, name) is not None})
-    norm = problems.norm(columns, dtype)
-    x = problems.random(7)(1, columns).to(DEVICE, dtype)
-    return group, replace(norm, weight=norm.weight.to(DEVICE)), x
+def problem(columns, outs, masks, rank, dtype, *, plus_one=False, **options):
+    group = problems.on(DEVICE, problems.group(columns, outs, masks, rank, dtype, **options))
+    norm = problems.on(DEVICE, problems.norm(columns, dtype, plus_one=plus_one))
+    return group, norm, problems.random(7)(1, columns).to(DEVICE, dtype)
+
+
+def everything(columns, dtype):
+    """A group that shows its input: one-hot, it keeps every channel."""
+    weight, threshold = torch.eye(columns, device=DEVICE, dtype=dtype), torch.full((1,), float("-inf"), device=DEVICE)
+    return Group(weight, None, None, threshold, None, None, (Section(0, columns, 0),))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -44,14 +47,40 @@ def test_it_computes_what_the_reference_does(columns, outs, masks, rank, dtype):
 @pytest.mark.parametrize(("rank", "masks"), [(0, (0, 0)), (0, (0, 1)), (24, (0, 0)), (200, (0, 1))])
 @pytest.mark.parametrize("act", ["silu", "gelu_tanh"])
 def test_gate_and_up_with_their_activation(act, rank, masks, dtype):
-    """Down sees it all: one-hot, it keeps every channel."""
     group, norm, x = problem(2056, (1040, 1040), masks, rank, dtype)
-    one_hot = torch.eye(1040, device=DEVICE, dtype=dtype)
-    down = Group(one_hot, None, None, torch.full((1,), float("-inf"), device=DEVICE), None, None, (Section(0, 1040, 0),))
-    ops = CudaOps(DEVICE)
+    ops, down = CudaOps(DEVICE), everything(1040, dtype)
     found = ops.mlp(x, norm, group, act, down)
     assert_close_rms(found, ReferenceOps().mlp(x, norm, group, act, down), dtype)
     torch.testing.assert_close(found, act_mul(ops.norm_project(x, norm, group), act), rtol=2**-6, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "norm", "plus_one"])
+@pytest.mark.parametrize(("columns", "rank"), [(576, 576), (4112, 0)])
+def test_masks_bit_for_bit(columns, rank, kind, scaled, dtype):
+    outs = (columns, columns)
+    group, norm, x = problem(columns, outs, (0, 1), rank, dtype, plus_one=kind == "plus_one", scaled=scaled, bias=False)
+    ops = CudaOps(DEVICE)
+
+    def run(group):
+        assert covers(group, ops.stream_tiles(group))
+        return ops.project(x, group) if kind == "plain" else ops.norm_project(x, norm, group)
+
+    assert_masks(run, group, x if kind == "plain" else rms_norm(x, norm))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masks", [(0, 0), (0, 1), (1, 0)])
+def test_a_pairs_masks(masks, dtype):
+    """Those of the two apart, of which each number is the activation, but for a last bit of exp."""
+    group, norm, x = problem(576, (576, 576), masks, 576, dtype)
+    group, ops = at_scores(one_hot(group), rms_norm(x, norm)), CudaOps(DEVICE)
+    assert covers(group, ops.stream_tiles(group, paired=True), paired=True)
+    found = ops.mlp(x, norm, group, "silu", everything(576, dtype))
+    expected = act_mul(ops.norm_project(x, norm, group), "silu")
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=1e-7)
+    assert (found != expected).float().mean() < 0.01
 
 
 def test_a_replayed_graph_gives_the_same_bits_and_leaves_the_counters():
@@ -93,11 +122,10 @@ ATTENTION = {
 
 
 def attention_problem(dtype, normed=True, **shape):
-    norm = replace(problems.norm(shape["d"], dtype), weight=problems.norm(shape["d"], dtype).weight.to(DEVICE))
+    norm = problems.norm(shape["d"], dtype)
     norms = {"q_norm": norm, "k_norm": norm} if normed else {}
     qkv, cache, cos_sin, attention = problems.attention(**shape, length=1024, dtype=dtype, **norms)
-    moved = Cache(*(getattr(cache, name).to(DEVICE) for name in ("k", "v", "slot", "first", "position")))
-    return qkv.to(DEVICE), moved, cos_sin.to(DEVICE), attention
+    return qkv.to(DEVICE), problems.on(DEVICE, cache), cos_sin.to(DEVICE), problems.on(DEVICE, attention)
 
 
 @pytest.mark.parametrize("clusters", [False, True])

@@ -11,11 +11,12 @@ pytest.importorskip("triton")
 
 from rsparse.ops.fused.cuda import stream as module
 from rsparse.ops.fused.cuda.stream import covers, stream
-from rsparse.ops.fused.reference import ReferenceOps, act_mul, keep, rms_norm
+from rsparse.ops.fused.reference import ReferenceOps, act_mul, rms_norm
 from rsparse.ops.fused.settings import stream_form
 from rsparse.ops.fused.triton_ops import merged
 from tests.ops.fused import problems
 from tests.ops.fused.cuda import on_cpu
+from tests.ops.fused.cuda.one_hot import assert_masks, at_scores, one_hot
 from tests.ops.fused.interpreted_kernels import Poisoned
 from tests.support.tolerance import assert_close_rms
 
@@ -97,7 +98,7 @@ class Problem:
         return y
 
 
-def one_hot(kind, dtype, scaled):
+def of_one_hots(kind, dtype, scaled):
     return Problem(kind, dtype, 576, (576, 576), (0, 1), 576, (64, 2, 3), scaled, extras=False)
 
 
@@ -120,9 +121,9 @@ PAIRED = [
     Problem("plain", BF16, 264, (96,), (0,), 12, (32, 1, 2), act="gelu_tanh"),
 ]
 ONE_HOT_PAIRS = [
-    replace(one_hot("norm", BF16, True), masks=masks, extras=True, act="silu") for masks in ((0, 0), (0, 1), (1, 0))
+    replace(of_one_hots("norm", BF16, True), masks=masks, extras=True, act="silu") for masks in ((0, 0), (0, 1), (1, 0))
 ]
-MASKS = [one_hot(kind, dtype, scaled) for kind in KINDS for dtype, scaled in ((BF16, True), (FP16, False))]
+MASKS = [of_one_hots(kind, dtype, scaled) for kind in KINDS for dtype, scaled in ((BF16, True), (FP16, False))]
 
 
 @pytest.fixture(scope="module")
@@ -167,18 +168,7 @@ def test_it_computes_what_the_reference_does(problem):
 
 @pytest.mark.parametrize("problem", MASKS, ids=lambda problem: f"{problem.kind}-{problem.dtype}")
 def test_masks_bit_for_bit(problem):
-    """By one-hot W, U and V, y is what a mask keeps, and half of what it drops. At the threshold is not above it."""
-    columns, eye = problem.columns, torch.eye(problem.columns, dtype=problem.dtype).repeat(1, 2)
-    group = replace(problem.group(), weight=eye, U=eye / 2, V=eye)
-    every = problem.run(replace(group, threshold=torch.full_like(group.threshold, -INFINITY)))
-    read = every[:, :columns]
-    assert_close_rms(read, problem.read(), problem.dtype)
-    assert (read != problem.read()).float().mean() < 0.01, "roundings, but for a last bit of a sum"
-    scores = read.abs().float() * (1 if group.channel_scale is None else group.channel_scale)
-    group = replace(group, threshold=scores.expand(2, -1).sort(-1).values[range(2), [200, 350]])
-    kept = torch.cat([keep(read, group, mask) for mask in problem.masks], 1)
-    assert 0 < kept.sum() < kept.numel()
-    assert torch.equal(problem.run(group), torch.where(kept, every, every / 2))
+    assert_masks(problem.run, problem.group(), problem.read())
 
 
 @pytest.mark.parametrize("problem", [NUMERIC[2], NUMERIC[6], PAIRED[2]], ids=str)
@@ -192,10 +182,7 @@ def test_the_same_bits_in_any_order_of_threads(problem, monkeypatch):
 @pytest.mark.parametrize("problem", ONE_HOT_PAIRS, ids=lambda problem: str(problem.masks))
 def test_a_pair_is_the_activation_of_what_gate_and_up_give(problem):
     """Element by element, but for a last bit of exp: each of the two by its own mask, rounded before."""
-    eye = torch.eye(problem.columns, dtype=problem.dtype).repeat(1, 2)
-    group = replace(problem.group(), weight=eye, U=eye / 2, V=eye)
-    scores = problem.read().abs().float() * group.channel_scale
-    group = replace(group, threshold=scores.sort(-1).values[range(len(scores)), [200, 350][: len(scores)]])
+    group = at_scores(one_hot(problem.group()), problem.read())
     found, expected = problem.run(group), act_mul(replace(problem, act=None, extras=False).run(group), problem.act)
     torch.testing.assert_close(found, expected, rtol=2**-7, atol=1e-30)
     assert (found != expected).float().mean() < 0.01
