@@ -20,14 +20,15 @@ def plot(records: Sequence[Record], path: Path, lengths: Sequence[Record] = ()) 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
     _speedups(left, records)
     longest = max(row["config"]["new_tokens"] for row in records)
     _rates(right, lengths or [row for row in records if row["config"]["new_tokens"] == longest])
+    left.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))  # beside the many lines, not over them
+    if right.lines:
+        right.legend(fontsize=7)
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize=7)
     with new_file(path) as aside:
         figure.savefig(aside, dpi=130, format="png")
     plt.close(figure)
