@@ -69,7 +69,8 @@ def test_the_record_says_how_it_was_fitted_and_is_what_compensate_gives(files, r
     recipe = make_recipe(model, "teal", 0.4, calibration=calibration, step=0.5, tokens=48)
     sparsify(model, recipe, calibration, settle_tokens=480, seed=2)
     windows, heldout = fit_windows(text, tokenizer, SEQ_LEN, 40 * SEQ_LEN)
-    found = compensate(model, windows, heldout, FitSettings(steps=4, batch_tokens=96, check_every=2, seed=2))
+    settings = FitSettings.parse({"steps": "4", "batch_tokens": "96", "check_every": "2", "seed": "2"}, "cpu")
+    found = compensate(model, windows, heldout, settings)
     assert config["fit_history"] == [[step, pytest.approx(kl, rel=1e-6)] for step, kl in found.history]
     expected = evaluate(model, text_windows(str(files / "one.txt"), tokenizer, SEQ_LEN, None), ALL)
     for name in ("perplexity", "kl_to_dense", "achieved_sparsity"):
