@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from rsparse.errors import out_of_memory
+
 
 class Compiled:
     """`function`, compiled at its first call on a GPU. On a CPU, and after a failure to compile, the plain function."""
@@ -26,9 +28,9 @@ class Compiled:
             if self._compiled is None:
                 self._compiled = torch.compile(self.function, dynamic=True)
             return self._compiled(x, *args)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:  # no compiler, no Triton, an old GPU: whatever it is, the plain function says it better
+        except Exception as error:  # no compiler, no Triton, an old GPU: whatever else it is, the plain function says it better
+            if out_of_memory(error):
+                raise
             self._failed = True
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warnings.warn(f"torch.compile failed ({reason[:200]}); evaluation goes on without it, slower", stacklevel=2)

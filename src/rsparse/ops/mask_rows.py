@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rsparse.errors import out_of_memory
+
 
 class MaskedRows(NamedTuple):
     """kept = m⊙x and, where there are factors, dropped = (1−m)⊙x, both [..., in]; counts: [...], kept channels of each row.
@@ -77,9 +79,9 @@ def _kernel(device: torch.device, dtype: torch.dtype) -> Callable[..., Any] | No
         from rsparse.ops.mask_triton import split
 
         split(torch.ones(1, 16, device=device, dtype=dtype), None, torch.zeros((), device=device), None, dropped=False)
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever it is, plain torch does the same
+    except Exception as error:  # whatever else it is, plain torch does the same
+        if out_of_memory(error):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(f"Triton failed ({reason[:200]}); sparse linears go on without it, slower", stacklevel=2)
         return None
