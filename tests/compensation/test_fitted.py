@@ -87,16 +87,6 @@ def test_a_vectors_scale_is_its_channels_spread_over_the_tokens_behind_the_sinks
         assert expected.max() > 1.5 * expected.min()
 
 
-def test_a_vector_moves_at_its_share_of_the_rate():
-    """Half the scale is half a step; what it starts as does not change."""
-    found = [vector(with_vectors(model_of()), vector_rate=rate)[1].parts for rate in (1.0, 0.5)]
-    for whole, half in zip(*found, strict=True):
-        share = 0.5 if whole.name == "compensation" else 1.0
-        torch.testing.assert_close(half.scale, share * whole.scale)
-        torch.testing.assert_close(half.start * half.scale, whole.start * whole.scale)
-    assert {part.name for part in found[0]} == {"compensation", "U", "V"}
-
-
 def test_a_channel_that_never_moves_has_a_scale_too():
     model = model_of(rho=1.0)
     member = members_of(model)[0]

@@ -15,8 +15,9 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
     """Settings of a fit; what is not given is the device's default."""
     parser.add_argument("--steps", type=int, help="optimiser steps at most (default: 200, on a CPU 60)")
     parser.add_argument("--batch-tokens", type=int, help="tokens of one step (default: 4096, on a CPU 1024)")
-    parser.add_argument("--learning-rate", type=float, help="in units of what is fitted (default: 0.005)")
-    parser.add_argument("--vector-rate", type=float, help="the share of it that vectors move at (default: 0.5, on a CPU 1)")
+    parser.add_argument(
+        "--learning-rate", type=float, help="in units of an output channel's spread (default: 0.0025, on a CPU 0.005)"
+    )
     parser.add_argument("--levels", action=argparse.BooleanOptionalAction, help="also move bytes between units (default: yes)")
     parser.add_argument("--factors", action=argparse.BooleanOptionalAction, help="also fit low-rank factors (default: yes)")
     parser.add_argument("--check-every", type=int, help="steps between looks at the held-out text (default: 20)")

@@ -142,8 +142,7 @@ def _parts(
     for members in units.values():
         for member in members:
             assert member.compensation is not None
-            scale = settings.vector_rate * scales[member]
-            parts.append(_Part(member, "compensation", member.compensation.float() / scale, scale))
+            parts.append(_Part(member, "compensation", member.compensation.float() / scales[member], scales[member]))
             for name in ("U", "V") if settings.factors else ():
                 factor = member._buffers.get(name)
                 if factor is not None:

@@ -11,19 +11,16 @@ from rsparse.errors import RSparseError
 
 @dataclass(frozen=True)
 class FitSettings:
-    """`steps` of Adam at most, on `batch_tokens` each.
+    """`steps` of Adam at most, on `batch_tokens` each; `learning_rate` is in units of an output channel's spread.
 
-    `learning_rate` is in units of what is fitted: a factor's RMS, two fifths of a level; vectors move at `vector_rate` of it,
-    in units of an output channel's spread. `levels` also fits each unit's threshold, and with it where the bytes go; `factors`
-    the low-rank factors. Every `check_every` steps the held-out windows decide: a state that is no better is given up for
-    the best so far, from which the fit goes on at half the rate, and `patience` such checks in a row end it. Raises
-    RSparseError for values out of range.
+    `levels` also fits each unit's threshold, and with it where the bytes go; `factors` the low-rank factors. Every
+    `check_every` steps the held-out windows decide: a state that is no better is given up for the best so far, from which
+    the fit goes on at half the rate, and `patience` such checks in a row end it. Raises RSparseError for values out of range.
     """
 
     steps: int = 200
     batch_tokens: int = 4096
-    learning_rate: float = 0.005
-    vector_rate: float = 0.5
+    learning_rate: float = 0.0025
     levels: bool = True
     factors: bool = True
     check_every: int = 20
@@ -34,9 +31,8 @@ class FitSettings:
         for name in ("steps", "batch_tokens", "check_every", "patience"):
             if getattr(self, name) < 1:
                 raise RSparseError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "vector_rate"):
-            if not 0 < getattr(self, name) <= 1:
-                raise RSparseError(f"{name} must be in (0, 1], got {getattr(self, name)}")
+        if not 0 < self.learning_rate <= 1:
+            raise RSparseError(f"learning_rate must be in (0, 1], got {self.learning_rate}")
         if self.seed < 0:
             raise RSparseError(f"seed must be 0 or more, got {self.seed}")
 
@@ -55,7 +51,7 @@ class FitSettings:
     @classmethod
     def for_device(cls, device: str) -> FitSettings:
         """The default, on a `cpu` less than an eighth of the work: a quarter of an hour for 135 M weights on two cores."""
-        return cls(steps=60, batch_tokens=1024, vector_rate=1.0) if device == "cpu" else cls()
+        return cls(steps=60, batch_tokens=1024, learning_rate=0.005) if device == "cpu" else cls()
 
 
 def _read(default: FitSettings, name: str, text: str) -> Any:
