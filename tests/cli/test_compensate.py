@@ -48,8 +48,8 @@ def test_it_writes_a_checkpoint_and_a_record_and_nothing_else(done, made):
     assert {name: config[name] for name in expected} == expected
     assert config["weights_sha"]
     assert config["fit_settings"] == {
-        "steps": 4, "batch_tokens": 96, "learning_rate": 0.1, "levels": True, "factors": True, "check_every": 2,
-        "patience": 5, "seed": 0,
+        "steps": 4, "batch_tokens": 96, "learning_rate": 0.1, "factor_rate": 1.0, "levels": True, "factors": True,
+        "check_every": 2, "patience": 5, "seed": 0,
     }  # fmt: skip
     assert [step for step, _ in metrics["history"]] == [0, 2, 4]
     best = min(metrics["history"], key=lambda each: each[1])
@@ -162,6 +162,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_fit(here, monkeypatch):
         (["--batch-tokens", "23"], "batch_tokens 23 is less than one window of 24 tokens"),
         (["--learning-rate", "2"], "learning_rate must be in (0, 1]"),
         (["--learning-rate", "nan"], "learning_rate must be in (0, 1]"),
+        (["--factor-rate", "0"], "factor_rate must be in (0, 100]"),
         (["--check-every", "0"], "check_every must be at least 1"),
         (["--patience", "0"], "patience must be at least 1"),
         (["--seed=-1"], "seed must be 0 or more"),

@@ -16,7 +16,7 @@ from rsparse.token_policy import TokenPolicy
 from tests.support.folders import sparse_model
 from tests.support.models import token_ids
 
-SETTINGS = FitSettings(steps=6, batch_tokens=96, learning_rate=0.1, check_every=2)
+SETTINGS = FitSettings(steps=6, batch_tokens=96, learning_rate=0.1, factor_rate=1.0, check_every=2)
 
 
 IDS = token_ids(3, 20, seed=5)

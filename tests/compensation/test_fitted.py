@@ -87,6 +87,15 @@ def test_a_vectors_scale_is_its_channels_spread_over_the_tokens_behind_the_sinks
         assert expected.max() > 1.5 * expected.min()
 
 
+def test_factors_move_at_a_multiple_of_the_rate():
+    """A scale is a step's length; what a part starts as does not change."""
+    found = [vector(with_vectors(model_of()), factor_rate=rate)[1].parts for rate in (1.0, 3.0)]
+    for one, three in zip(*found, strict=True):
+        torch.testing.assert_close(three.scale, one.scale if one.name == "compensation" else 3 * one.scale)
+        torch.testing.assert_close(three.start * three.scale, one.start * one.scale)
+    assert {part.name for part in found[0]} == {"compensation", "U", "V"}
+
+
 def test_a_channel_that_never_moves_has_a_scale_too():
     model = model_of(rho=1.0)
     member = members_of(model)[0]

@@ -15,7 +15,7 @@ def test_a_cpu_gets_less_than_an_eighth_of_the_work():
     whole, cpu = FitSettings.for_device("cuda"), FitSettings.for_device("cpu")
     assert whole == FitSettings() == FitSettings.for_device("xpu")
     assert (whole.steps, whole.batch_tokens, cpu.steps, cpu.batch_tokens) == (200, 4096, 60, 1024)
-    assert cpu == replace(whole, steps=60, batch_tokens=1024, learning_rate=0.005)
+    assert cpu == replace(whole, steps=60, batch_tokens=1024, learning_rate=0.005, factor_rate=1.0)
     assert cpu.steps * cpu.batch_tokens < whole.steps * whole.batch_tokens / 8
 
 
@@ -26,11 +26,11 @@ def test_parse_without_options_is_the_devices_default(device):
 
 def test_parse_reads_each_as_its_type():
     given = {
-        "steps": "7", "batch_tokens": "96", "learning_rate": "2e-3", "levels": "False", "factors": "true",
+        "steps": "7", "batch_tokens": "96", "learning_rate": "2e-3", "factor_rate": "3", "levels": "False", "factors": "true",
         "check_every": "3", "patience": "1", "seed": "12",
     }  # fmt: skip
     found = FitSettings.parse(given, "cpu")
-    assert found == FitSettings(7, 96, 0.002, False, True, 3, 1, 12)
+    assert found == FitSettings(7, 96, 0.002, 3.0, False, True, 3, 1, 12)
     assert set(given) == set(asdict(found))  # an option for every setting
     assert [type(value) for value in asdict(found).values()] == [type(value) for value in asdict(FitSettings()).values()]
     assert FitSettings.parse({"levels": "false"}, "cpu") == replace(FitSettings.for_device("cpu"), levels=False)
@@ -61,6 +61,8 @@ def test_what_is_no_setting_is_refused(name):
         ("learning_rate", "1.01", r"learning_rate must be in \(0, 1\], got 1.01"),
         ("learning_rate", "nan", r"learning_rate must be in \(0, 1\], got nan"),
         ("learning_rate", "inf", r"learning_rate must be in \(0, 1\], got inf"),
+        ("factor_rate", "0", r"factor_rate must be in \(0, 100\], got 0.0"),
+        ("factor_rate", "101", r"factor_rate must be in \(0, 100\], got 101.0"),
     ],
 )
 def test_values_out_of_range(name, text, says):
@@ -69,7 +71,7 @@ def test_values_out_of_range(name, text, says):
 
 
 def test_the_ends_of_ranges_are_in():
-    FitSettings(steps=1, batch_tokens=1, learning_rate=1, check_every=1, patience=1, seed=0)
+    FitSettings(steps=1, batch_tokens=1, learning_rate=1, factor_rate=100, check_every=1, patience=1, seed=0)
 
 
 def test_a_step_holds_a_window():

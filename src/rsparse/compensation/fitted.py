@@ -146,7 +146,7 @@ def _parts(
             for name in ("U", "V") if settings.factors else ():
                 factor = member._buffers.get(name)
                 if factor is not None:
-                    scale = factor.float().square().mean().sqrt().clamp_min(1e-12)
+                    scale = settings.factor_rate * factor.float().square().mean().sqrt().clamp_min(1e-12)
                     parts.append(_Part(member, name, factor.float() / scale, scale))
     return parts
 
