@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from rsparse.benchmark import workbench
@@ -71,6 +73,7 @@ def test_the_record_says_how_it_was_fitted_and_is_what_compensate_gives(files, r
     windows, heldout = fit_windows(text, tokenizer, SEQ_LEN, 40 * SEQ_LEN)
     settings = FitSettings.parse({"steps": "4", "batch_tokens": "96", "check_every": "2", "seed": "2"}, "cpu")
     found = compensate(model, windows, heldout, settings)
+    assert config["fit_settings"] == asdict(settings)
     assert config["fit_history"] == [[step, pytest.approx(kl, rel=1e-6)] for step, kl in found.history]
     expected = evaluate(model, text_windows(str(files / "one.txt"), tokenizer, SEQ_LEN, None), ALL)
     for name in ("perplexity", "kl_to_dense", "achieved_sparsity"):
@@ -80,14 +83,18 @@ def test_the_record_says_how_it_was_fitted_and_is_what_compensate_gives(files, r
 
 @pytest.mark.usefixtures("short_fits")
 def test_presets_and_what_they_share(files, recipes):
-    bench = Bench(files, grid(files, "best", "balanced", **texts(files, "one")), **FIT, seed=2)
+    bench = Bench(files, grid(files, "joint+compensate", "best", "balanced", **texts(files, "one")), **FIT, seed=2)
     assert bench.run() == []
-    assert recipes == [("joint", 0.4, {"seed": 2})]
-    best, balanced = (bench.record(f"{name}-s0.4-all-one")["config"] for name in ("best", "balanced"))
-    assert (best["preset"], best["method"], balanced["preset"], balanced["method"]) == ("best", "joint", "balanced", "joint")
-    assert best["recipe_seconds"] == balanced["recipe_seconds"] > 0
-    assert best["fit_seconds"] > 0
-    assert best["compensation"]
+    assert recipes == [("joint", 0.4, {"seed": 2}), ("joint", 0.4, {"seed": 2, "criterion": "column_norm"})]
+    names = "joint-compensate", "best", "balanced"
+    plain, best, balanced = (bench.record(f"{name}-s0.4-all-one")["config"] for name in names)
+    assert [each["preset"] for each in (plain, best, balanced)] == list(names)
+    assert {each["method"] for each in (plain, best, balanced)} == {"joint"}
+    assert best["criterion"] == ["column_norm"]
+    assert plain["recipe_seconds"] == balanced["recipe_seconds"] > 0
+    for fitted in (plain, best):
+        assert fitted["fit_seconds"] > 0
+        assert fitted["compensation"]
     assert "fit_seconds" not in balanced
 
 

@@ -74,11 +74,12 @@ def test_a_compensation_after_a_method(text, name, options, fit, label):
 
 
 @pytest.mark.parametrize(
-    ("preset", "name", "fit"), [("fast", "teal", None), ("balanced", "joint", None), ("best", "joint", ())]
+    ("preset", "name", "options", "fit"),
+    [("fast", "teal", (), None), ("balanced", "joint", (), None), ("best", "joint", (("criterion", "column_norm"),), ())],
 )
-def test_presets(preset, name, fit):
+def test_presets(preset, name, options, fit):
     spec = MethodSpec.parse(f" {preset} ")
-    assert (spec.name, spec.options, spec.fit, spec.preset, spec.label) == (name, (), fit, preset, preset)
+    assert (spec.name, spec.options, spec.fit, spec.preset, spec.label) == (name, options, fit, preset, preset)
 
 
 def test_a_preset_is_no_methods_name():

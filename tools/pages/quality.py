@@ -11,8 +11,8 @@ from rsparse.analysis.gap_table import gap_tables
 from rsparse.analysis.preset_table import preset_table
 
 PRESET_SECONDS = (
-    "Seconds are of runs that shared their card with others, up to six at a time: above what they are alone. `best` contains "
-    "the recipe of `balanced`. Where accuracies were run, they are of the same recipe."
+    "Seconds are of runs that shared their card with others, up to six at a time: above what they are alone. Where accuracies "
+    "were run, they are of the same recipe."
 )
 LOW_RANK_LEVEL = 0.5
 

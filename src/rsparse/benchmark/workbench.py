@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -46,7 +47,7 @@ class Workbench:
         self._calibration: Calibration | None = None
         self._recipes: dict[tuple[str, Any, float], tuple[Plan, float]] = dict(prepared or {})
         self._fit_windows: tuple[Tensor, Tensor] | None = None
-        self._fit: Compensated | None = None
+        self._fit: tuple[FitSettings, Compensated] | None = None
         self._lm: Any = None
 
     @property
@@ -81,23 +82,22 @@ class Workbench:
         recipe, self._recipe_seconds = self._recipes[key]
         return recipe
 
-    def _compensate(self, options: dict[str, str]) -> Compensated:
+    def _compensate(self, options: dict[str, str]) -> tuple[FitSettings, Compensated]:
         wanted, device = self.settings, next(self.model.parameters()).device
         if self._fit_windows is None:
             self._fit_windows = fit_windows(wanted.calibration_data, self.tokenizer, wanted.seq_len, wanted.fit_tokens)
         windows, heldout = self._fit_windows
         label = f"{short(wanted.calibration_data)}, {windows.numel()} tokens"
-        return compensate(
-            self.model, windows, heldout, FitSettings.parse({"seed": str(wanted.seed)} | options, device.type),
-            sink_tokens=wanted.sink_tokens, label=label,
-        )  # fmt: skip
+        settings = FitSettings.parse({"seed": str(wanted.seed)} | options, device.type)
+        return settings, compensate(self.model, windows, heldout, settings, sink_tokens=wanted.sink_tokens, label=label)
 
     def measure(self, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]:
         """(config, metrics) of the cell's record."""
         config = self._base | sparse_config(self.model)
         config |= {"suite": "quality", "preset": self._preset, "recipe_seconds": round(self._recipe_seconds, 2)}
         if self._fit is not None:
-            config |= {"fit_seconds": round(self._fit.seconds, 2), "fit_history": self._fit.history}
+            settings, found = self._fit
+            config |= {"fit_seconds": round(found.seconds, 2), "fit_settings": asdict(settings), "fit_history": found.history}
         config |= {"token_policy": str(cell.token_policy), "sink_tokens": cell.token_policy.sink_tokens}
         if is_sparse(self.model):
             config |= {"settle_tokens": self.settings.settle_tokens, "seed": self.settings.seed}

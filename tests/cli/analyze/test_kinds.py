@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from rsparse.cli._main import build_parser
 from tests.cli.conftest import bad, good, run
 
 WINDOWS = ["--data", "test.txt", "--seq-len", 24, "--max-tokens", 96]
@@ -33,6 +34,14 @@ def test_sensitivity_resumes(here, monkeypatch):
     assert len(record["metrics"]["kl_to_dense_by_unit"]["0.5"]) == 8
     monkeypatch.setattr("rsparse.analysis.sensitivity.solve_threshold", lambda *given: pytest.fail("measured again"))
     assert good(*command).out == first.out
+
+
+def test_sensitivity_is_in_fp32_where_nothing_else_is_asked():
+    """On a GPU too, where `auto` is bfloat16, whose rounding is more than a cheap unit costs."""
+    command = ["analyze", "sensitivity", "dense", "-o", "out"]
+    assert build_parser().parse_args(command).dtype == "float32"
+    assert build_parser().parse_args([*command, "--dtype", "bfloat16"]).dtype == "bfloat16"
+    assert build_parser().parse_args(["analyze", "rank", "dense", "-o", "out"]).dtype == "auto"
 
 
 def test_rank_beside_a_recipe(here):

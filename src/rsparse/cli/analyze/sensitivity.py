@@ -22,6 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--criterion", default="magnitude", help=f"what scores a channel: {options.files_of('criteria')} (default %(default)s)"
     )
     parser.add_argument("--sink-tokens", type=int, default=1, help="first tokens that stay dense (default %(default)s)")
+    # Rounding alone is 0.001 to 0.002 nats in bfloat16: SmolLM2's first k_proj at 30 % costs 0.0016 there, 0.000008 in float32.
+    parser.set_defaults(dtype="float32")
 
 
 def run(args: argparse.Namespace) -> None:
