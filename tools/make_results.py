@@ -1,5 +1,5 @@
 """Generate docs/results.md, docs/reproduced/, the tables in README.md, docs/quality.md, docs/low_rank.md, docs/reproduce.md and
-docs/gpu.md, and their plots from results/.
+docs/gpu.md, and their plots from results/; and the records of the paper's tables, results/reproduce/MODEL/tables.
 
     python tools/make_results.py [--check]
 
@@ -15,8 +15,9 @@ from pathlib import Path
 from pages import bench, gpu, quality, uniform
 from pages.folders import BENCH, COMPILED, CURVE, DECODE, DOCS, H200, KERNELS, QUALITY, REPRODUCE, ROOT, UNIFORM
 from pages.markers import between
-from pages.reproduced import reproduced
+from pages.reproduced import reproduced, stale_records, tables
 
+from rsparse import records as result_records
 from rsparse.analysis import decode_plot, decode_table, kernel_plot, kernel_table
 from rsparse.analysis.pareto import plot
 from rsparse.analysis.quality_table import load_records
@@ -45,14 +46,19 @@ def main() -> int:
     }
     wanted = {path: between(path, mine) for path, mine in blocks.items()}
     wanted[DOCS / "results.md"] = bench.page(records, uniform.section(uniform.load(UNIFORM)))
-    wanted |= reproduced()
+    papers = tables()
+    wanted |= reproduced(papers)
+    written = stale_records(papers)
     if args.check:
         stale = [path.name for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+        stale += [path.name for path in written]
         print(f"stale: {', '.join(stale)}; run `make results`" if stale else "the pages match the records")
         return 1 if stale else 0
     for path, text in wanted.items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    for path, record in written.items():
+        result_records.write(path, record)
     plot([*records, *won], DOCS / "pareto.png")
     plot([r for r in [*records, *won] if bench.pictured(r)], DOCS / "pareto-smollm2.png")
     if kernels:

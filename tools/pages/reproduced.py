@@ -1,13 +1,19 @@
-"""The paper's tables and claims on each model: docs/reproduced/ and docs/reproduce.md."""
+"""The paper's tables and claims on each model: docs/reproduced/, docs/reproduce.md, and a record each, as a report reads it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from pages.folders import BENCH, DOCS, REPRODUCE, TEXTS
 from pages.markers import between
+from rsparse import records
 from rsparse.reproduce import POLICIES, pages
+from rsparse.reproduce.protocol import config_of
+from rsparse.reproduce.results import Results
 from rsparse.reproduce.shown import request_of
+from rsparse.reproduce.view import metrics
 from rsparse.token_policy import TokenPolicy
 
 MODELS = ("smollm2-135m", "gemma-3-270m", "qwen2.5-coder-0.5b")
@@ -17,14 +23,39 @@ HEAD = (
 )
 
 
-def reproduced() -> dict[Path, str]:
-    """The paper's tables, a page a model, and what became of its claims."""
+Tables = dict[str, dict[str, Results]]
+
+
+def tables() -> Tables:
+    """The paper's tables of each model, by name."""
     policies, folders = [TokenPolicy.parse(each) for each in POLICIES.split(",")], (BENCH, REPRODUCE)
-    tables = {model: pages.all_results(request_of(folders, model, policies, TEXTS), folders) for model in MODELS}
-    found = {
+    return {model: pages.all_results(request_of(folders, model, policies, TEXTS), folders) for model in MODELS}
+
+
+def reproduced(found: Tables) -> dict[Path, str]:
+    """The page of each model, and the claims."""
+    wanted = {
         DOCS / "reproduced" / f"{model}.md": pages.page(f"The paper's tables on {model}", mine, [HEAD])
-        for model, mine in tables.items()
+        for model, mine in found.items()
     }
-    linked = {f"[{model}](reproduced/{model}.md)": mine for model, mine in tables.items()}
+    linked = {f"[{model}](reproduced/{model}.md)": mine for model, mine in found.items()}
     claims = "\n".join(pages.claims_table(linked))
-    return found | {DOCS / "reproduce.md": between(DOCS / "reproduce.md", {"claims": claims})}
+    return wanted | {DOCS / "reproduce.md": between(DOCS / "reproduce.md", {"claims": claims})}
+
+
+def stale_records(found: Tables) -> dict[Path, dict[str, Any]]:
+    """What `rsparse reproduce` writes beside a table, where the file has other figures. What ran and where is not compared."""
+    stale = {}
+    for model, mine in found.items():
+        for name, results in mine.items():
+            if not pages.has_records(results):
+                continue
+            path = REPRODUCE / model / "tables" / f"{name}.json"
+            record = records.Run().record({"suite": "reproduce", "table": name} | config_of(results), metrics(results))
+            if not path.exists() or _figures(json.loads(path.read_text(encoding="utf-8"))) != _figures(record):
+                stale[path] = record
+    return stale
+
+
+def _figures(record: dict[str, Any]) -> Any:
+    return json.loads(json.dumps([record["config"], record["metrics"]]))
