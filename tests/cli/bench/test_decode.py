@@ -69,3 +69,10 @@ def test_without_a_record_nothing_is_left(made, tmp_path, monkeypatch):
 def test_bad_input(words, says, tmp_path):
     bad(says, "bench", "decode", *words, "--device", "cpu", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["--sparsity", "0.5"], ["--ranks", "none"]])
+def test_a_checkpoint_has_its_own_levels(here, words):
+    says = "a sparse checkpoint has its own levels and ranks; leave --sparsity and --ranks out"
+    bad(says, "bench", "decode", "sparse", "--data", "test.txt", *words, "--device", "cpu", "-o", "out")
+    assert not (here / "out").exists()

@@ -112,6 +112,31 @@ def test_an_unknown_gpu_is_measured_once(pretend):
     assert len(pretend) == times
 
 
+def test_a_known_gpus_other_shapes_are_measured_too(pretend):
+    """And nothing again: what was there stays as it is, the package's own out of this machine's file."""
+    groups, gate_ups, head = model()
+    tune.tune_once(torch.device("cpu"), groups, [], head)
+    path = settings.cache_folder() / "cpu.json"
+    before, times = json.loads(path.read_text())["shapes"], len(pretend)
+    tune.tune_once(torch.device("cpu"), groups, gate_ups, head)
+    after = json.loads(path.read_text())["shapes"]
+    assert set(after) - set(before) == {"gather 128 48", "rows 128 48"}
+    assert {name: after[name] for name in before} == before
+    assert list(after) == sorted(after)
+    assert len(pretend) > times
+
+
+def test_what_the_package_knows_is_not_measured(pretend, tmp_path, monkeypatch):
+    groups, gate_ups, head = model()
+    tune.tune_once(torch.device("cpu"), groups, [], head)
+    (settings.cache_folder() / "cpu.json").rename(tmp_path / "cpu.json")
+    monkeypatch.setattr(settings, "TUNED", tmp_path)
+    settings.known.cache_clear()
+    tune.tune_once(torch.device("cpu"), groups, gate_ups, head)
+    found = json.loads((settings.cache_folder() / "cpu.json").read_text())["shapes"]
+    assert set(found) == {"gather 128 48", "rows 128 48"}
+
+
 def test_one_row_of_a_gpu_with_the_compiled_kernel_is_tuned_for_it(monkeypatch):
     *_, head = model()
     monkeypatch.setattr(compiler, "refusal", lambda device: None)

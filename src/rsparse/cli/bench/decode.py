@@ -18,8 +18,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_machine(parser)
     parser.add_argument("--calibration", type=Path, metavar="DIR", help="statistics of a dense MODEL from `rsparse calibrate`")
     parser.add_argument("--data", default="bundled", metavar="TEXT", help=f"prompts of MODEL: {options.DATA_HELP}")
-    parser.add_argument("--sparsity", default="0.4,0.5,0.6,0.7", help="with commas (default %(default)s); not for a checkpoint")
-    parser.add_argument("--ranks", default="none", help="low-rank factors: none (default), quarter (of the units), or both")
+    parser.add_argument("--sparsity", help="with commas (default 0.4,0.5,0.6,0.7); not for a checkpoint")
+    parser.add_argument(
+        "--ranks", help="low-rank factors: none (default), quarter (of the units), or both; not for a checkpoint"
+    )
     parser.add_argument("--prompt-tokens", type=int, default=512, help="(default %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=512, help="(default %(default)s); 2048 for the whole curve")
     parser.add_argument("--batch", type=int, default=1, help="sequences at a time, 1 to 8 (default %(default)s)")
@@ -47,7 +49,8 @@ def run(args: argparse.Namespace) -> None:
     if args.shape and args.calibration:
         raise RSparseError("--shape has random weights and needs no --calibration")
     settings = DecodeSettings(args.prompt_tokens, args.new_tokens, args.repeats, args.batch, tuple(options.words(args.dense)))
-    cells = list(cells_of(_numbers(args.sparsity), options.words(args.ranks)))
+    levels = "0.4,0.5,0.6,0.7" if args.sparsity is None else args.sparsity
+    cells = list(cells_of(_numbers(levels), options.words("none" if args.ranks is None else args.ranks)))
     if args.out.exists() and not args.out.is_dir():
         raise RSparseError(f"{args.out} is a file; name a folder to write to")
     check_writable(args.out / "table.md")
@@ -112,6 +115,8 @@ def _real(args: argparse.Namespace) -> Any:
     if is_sparse(model):
         if calibration is not None:
             raise RSparseError("a sparse checkpoint needs no --calibration")
+        if args.sparsity is not None or args.ranks is not None:
+            raise RSparseError("a sparse checkpoint has its own levels and ranks; leave --sparsity and --ranks out")
         return Checkpoint(args.model, load, prompts)
     if calibration is None:
         raise RSparseError("a dense MODEL needs its --calibration DIR, from `rsparse calibrate`")

@@ -55,13 +55,15 @@ def read(path: Path) -> dict[str, Tiles]:
         return {}
 
 
-def document(gpu: str, measured: Mapping[str, Any], shapes: Mapping[str, tuple[Tiles, float]]) -> dict[str, Any]:
-    """What a file of settings holds: the GPU, how it was measured, and tiles with their µs by shape."""
-    return {
-        "gpu": gpu,
-        "measured": dict(measured),
-        "shapes": {shape: {"tiles": asdict(tiles), "us": round(us, 2)} for shape, (tiles, us) in sorted(shapes.items())},
-    }
+def document(
+    gpu: str, measured: Mapping[str, Any], shapes: Mapping[str, tuple[Tiles, float]], before: Path | None = None
+) -> dict[str, Any]:
+    """What a file of settings holds: the GPU, how it was measured the last time, and tiles with their µs by shape; those of the
+    file `before` too, where it is there and whole."""
+    found = {shape: {"tiles": asdict(tiles), "us": round(us, 2)} for shape, (tiles, us) in shapes.items()}
+    if before is not None and read(before):
+        found = json.loads(before.read_text(encoding="utf-8"))["shapes"] | found
+    return {"gpu": gpu, "measured": dict(measured), "shapes": dict(sorted(found.items()))}
 
 
 @functools.cache

@@ -148,8 +148,8 @@ def measurement(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "dtype": str(dtype).removeprefix("torch."),
-        "what": f"norm, select and gather of one row (rows: of {TOGETHER}; stream, paired: in one launch), µs; "
-        "all but dense and head at 50 %; weights rotated past L2; CUDA graph",
+        "what": f"norm, select and gather of one row (stream, paired: in one launch; rows: norm and product of {TOGETHER} "
+        "rows), µs; all but dense and head at 50 %; weights rotated past L2; CUDA graph",
     }
 
 
@@ -177,22 +177,24 @@ def one_row(group: Group, device: torch.device, *, paired: bool) -> str:
 
 
 def tune_once(device: torch.device, groups: Iterable[Group], gate_ups: Iterable[Group], lm_head: Tensor) -> None:
-    """Measure a model's shapes on a GPU that nobody has settings for, and keep them in this machine's cache.
+    """Measure those of a model's shapes that the GPU has no settings for, and keep them in this machine's cache.
 
-    Takes a minute or two there, of compiling for the most part, and nothing elsewhere. Where it fails, a warning says so and
-    the rule stands.
+    Takes a minute or so for a model, of compiling for the most part, and nothing where all are known. Where it fails, a warning
+    says so and the nearest shape's settings stand, or a rule.
     """
     gpu = gpu_name(device)
-    if known(gpu):
+    missing = [shape for shape in shapes_of(groups, gate_ups, lm_head) if key(*shape) not in known(gpu)]
+    if not missing:
         return
     path = cache_folder() / file_name(gpu)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = tune(device, shapes_of(groups, gate_ups, lm_head), lm_head.dtype)
-        write_text(path, json.dumps(document(gpu, measurement(device, lm_head.dtype), found), indent=1) + "\n")
+        found = tune(device, missing, lm_head.dtype)
+        write_text(path, json.dumps(document(gpu, measurement(device, lm_head.dtype), found, path), indent=1) + "\n")
     except Exception as error:  # no memory for test weights, no room on disk, a compiler that fails: decoding does not need it
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"no tile settings were measured for {gpu} ({reason[:200]}); kernels go by a rule", stacklevel=2)
+        instead = "the nearest shape's" if known(gpu) else "a rule"
+        warnings.warn(f"no tile settings were measured for {gpu} ({reason[:200]}); kernels go by {instead}", stacklevel=2)
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
