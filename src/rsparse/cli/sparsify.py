@@ -19,8 +19,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sparsity", type=float, help="share of the blocks' weights not to read, in [0, 1)")
     parser.add_argument(
         "--quality", choices=("fast", "balanced", "best"),
-        help="fast: a greedy sets each unit's level; balanced: what it does to the output; best: that with the column-norm "
-        "score, then compensated (docs/quality.md has gains and costs)",
+        help="fast: levels within each block; balanced: also between blocks, by the KL to dense; best: the column-norm score, "
+        "then compensated, which takes gradients (docs/quality.md has gains and costs)",
     )  # fmt: skip
     parser.add_argument(
         "--method",

@@ -106,7 +106,7 @@ class _Allocation:
         groups = self._groups()
         by_kind = len(criteria) + lowrank * len(RHOS)
         most = 1 + rounds * (2 * len(groups) + len(_SCALES)) + by_kind * len(self._kinds()) + polish
-        with progress(most, "allocate", unit="try") as bar:
+        with progress(most, "allocate", unit="trial") as bar:
             self._bar = bar
             self.kl = self._judge(self.choices)
             course = {"start": self.kl}
