@@ -48,11 +48,18 @@ def cache_folder() -> Path:
 
 def read(path: Path) -> dict[str, Tiles]:
     """Settings by shape; empty where there is no such file or it is damaged, since they can be measured again."""
+    return {shape: Tiles(**entry["tiles"]) for shape, entry in _entries(path).items()}
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """Tiles and µs by shape as the file has them; empty where it is not whole."""
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {shape: Tiles(**entry["tiles"]) for shape, entry in data["shapes"].items()}
+        shapes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["shapes"]
+        for entry in shapes.values():
+            Tiles(**entry["tiles"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+    return shapes
 
 
 def document(
@@ -60,9 +67,8 @@ def document(
 ) -> dict[str, Any]:
     """What a file of settings holds: the GPU, how it was measured the last time, and tiles with their µs by shape; those of the
     file `before` too, where it is there and whole."""
-    found = {shape: {"tiles": asdict(tiles), "us": round(us, 2)} for shape, (tiles, us) in shapes.items()}
-    if before is not None and read(before):
-        found = json.loads(before.read_text(encoding="utf-8"))["shapes"] | found
+    found = {} if before is None else _entries(before)
+    found |= {shape: {"tiles": asdict(tiles), "us": round(us, 2)} for shape, (tiles, us) in shapes.items()}
     return {"gpu": gpu, "measured": dict(measured), "shapes": dict(sorted(found.items()))}
 
 
