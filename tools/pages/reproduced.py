@@ -8,12 +8,10 @@ from typing import Any
 
 from pages.folders import BENCH, DOCS, REPRODUCE, TEXTS
 from pages.markers import between
-from rsparse import records
 from rsparse.reproduce import POLICIES, pages
-from rsparse.reproduce.protocol import config_of
 from rsparse.reproduce.results import Results
 from rsparse.reproduce.shown import request_of
-from rsparse.reproduce.view import metrics
+from rsparse.reproduce.view import record
 from rsparse.token_policy import TokenPolicy
 
 MODELS = ("smollm2-135m", "gemma-3-270m", "qwen2.5-coder-0.5b")
@@ -51,9 +49,9 @@ def stale_records(found: Tables) -> dict[Path, dict[str, Any]]:
             if not pages.has_records(results):
                 continue
             path = REPRODUCE / model / "tables" / f"{name}.json"
-            record = records.Run().record({"suite": "reproduce", "table": name} | config_of(results), metrics(results))
-            if not path.exists() or _figures(json.loads(path.read_text(encoding="utf-8"))) != _figures(record):
-                stale[path] = record
+            made = record(name, results)
+            if not path.exists() or _figures(json.loads(path.read_text(encoding="utf-8"))) != _figures(made):
+                stale[path] = made
     return stale
 
 

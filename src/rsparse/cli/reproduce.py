@@ -96,19 +96,17 @@ def _write(out: Path, request: Any, tables: dict[str, Any]) -> None:
     from rsparse import records
     from rsparse.atomic import write_text
     from rsparse.benchmark.grid import model_label
-    from rsparse.reproduce.protocol import config_of
     from rsparse.reproduce.results import Results
-    from rsparse.reproduce.view import lines_of, markdown, metrics
+    from rsparse.reproduce.view import lines_of, markdown, record
 
     if not out.is_dir() or not any(out.iterdir()):  # stopped before the first cell
         return
     folder = out / model_label(request.model) / "tables"
     for name, table in tables.items():
         results = Results(table, request, out)
-        config = {"suite": "reproduce", "table": name} | config_of(results)
         text = markdown(results)
         write_text(folder / f"{name}.md", text)
-        records.write(folder / f"{name}.json", records.Run().record(config, metrics(results)))
+        records.write(folder / f"{name}.json", record(name, results))
         print(text if len(tables) == 1 else f"{table.title}\n  {lines_of(results)[0]}")
     options.say(f"{folder}: {', '.join(f'{name}.md' for name in tables)}, and each as .json")
 

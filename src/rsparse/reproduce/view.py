@@ -12,10 +12,11 @@ from rsparse.analysis.quality_table import figure as perplexity_figure
 from rsparse.analysis.quality_table import head_lines, row_line
 from rsparse.benchmark.grid import text_label
 from rsparse.published import Figure, Figures
+from rsparse.records import Run
 from rsparse.reproduce.cells import asked, missing, share
 from rsparse.reproduce.notes import notes
 from rsparse.reproduce.ordering import is_of, outcomes, verdict_line
-from rsparse.reproduce.protocol import protocol
+from rsparse.reproduce.protocol import config_of, protocol
 from rsparse.reproduce.request import Line, folder_of
 from rsparse.reproduce.results import TASKS, Results, mean_score
 from rsparse.reproduce.searches import searches_folder
@@ -45,6 +46,12 @@ def markdown(results: Results, known: Collection[str] = ()) -> str:
         parts.append(search_ablation.markdown(records).replace("## ", "### ", 1))
     parts += [f"- {line}" for line in rest if line not in known]
     return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def record(name: str, results: Results) -> dict[str, Any]:
+    """What is written beside the Markdown of the table `name`."""
+    config = {"suite": "reproduce", "table": name} | config_of(results)
+    return Run().record(config, metrics(results))
 
 
 def metrics(results: Results) -> dict[str, Any]:
