@@ -7,14 +7,14 @@ static float mailbox[SHARED / 4];  // the last block's shared memory, as the oth
 static int stored, expected;
 static thread_local bool awaited;
 
-static void begin_sharing(int split, int numbers) {
+static void begin_sharing(int split) {
   if (split == 0 && threadIdx.x == 0) {
     std::fill_n(mailbox, SHARED / 4, NAN);
     stored = 0;
   }
-  if (split == SPLITS - 1) expected = numbers;
 }
-static void await_others() {
+static void await_others(int split, int numbers) {
+  if (split == SPLITS - 1) expected = numbers;
   meet(BARRIER);
   awaited = true;
 }
@@ -37,8 +37,8 @@ static bool adds_up(int split, int*) {
 
 #else
 
-static void begin_sharing(int, int) {}
-static void await_others() {}
+static void begin_sharing(int) {}
+static void await_others(int, int) {}
 static void store_part(float* part, float a) { *part = a; }
 static float load_part(const float* part) { return load_fresh(part); }
 static bool adds_up(int, int* counter) {

@@ -239,7 +239,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) SHARE_A_SUM attend(
   float* const records = heads + (GROUP + 1) * WIDTH;  // [WARPS, PART]
   const int pair = blockIdx.x / SPLITS, split = blockIdx.x % SPLITS;
   const int row = pair / KV_HEADS, head = pair % KV_HEADS;
-  if (SPLITS > 1) begin_sharing(split, SPLITS * GROUP * (D + 2));
+  if (SPLITS > 1) begin_sharing(split);
   const bool newest = split == SPLITS - 1;  // whose block has the fewest slots; it takes the new one
   k += row * row_step + head * head_step;
   v += row * row_step + head * head_step;
@@ -280,7 +280,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) SHARE_A_SUM attend(
 
   number* const out = y + ((long long)row * KV_HEADS + head) * GROUP * D;
   float* const parts = CLUSTER ? records + WARPS * PART : scratch + (long long)pair * SPLITS * PART;
-  if (SPLITS > 1) await_others();
+  if (SPLITS > 1) await_others(split, SPLITS * GROUP * (D + 2));
   merge_warps(out, parts + split * PART, records);
   if (SPLITS > 1 && adds_up(split, counters + pair)) merge_splits(out, parts);
 }

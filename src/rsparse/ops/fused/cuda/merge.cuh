@@ -17,18 +17,22 @@ __device__ __forceinline__ word there(word address) {
   return mapped;
 }
 
-// First in the kernel. All parts together are of `numbers` numbers.
-__device__ __forceinline__ void begin_sharing(int split, int numbers) {
+// First in the kernel.
+__device__ __forceinline__ void begin_sharing(int split) {
   if (split == SPLITS - 1 && threadIdx.x == 0) {
-    const word barrier = shared_address(&stored);
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(barrier) : "memory");
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(shared_address(&stored)) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(4 * numbers) : "memory");
   }
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
-// Before the first store of a part: the block that adds up has begun.
-__device__ __forceinline__ void await_others() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// Behind a barrier of the block and before its first store of a part: the block that adds up has begun. All parts together are of
+// `numbers` numbers; some may have come before they are expected, since the barrier waits for this thread too.
+__device__ __forceinline__ void await_others(int split, int numbers) {
+  if (split == SPLITS - 1 && threadIdx.x == 0)
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+                 :: "r"(shared_address(&stored)), "r"(4 * numbers) : "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 // To `part` of shared memory, where adds_up() is true.
 __device__ __forceinline__ void store_part(float* part, float a) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
@@ -50,8 +54,8 @@ __device__ __forceinline__ bool adds_up(int split, int*) {
 #else
 
 #define SHARE_A_SUM
-__device__ __forceinline__ void begin_sharing(int, int) {}
-__device__ __forceinline__ void await_others() {}
+__device__ __forceinline__ void begin_sharing(int) {}
+__device__ __forceinline__ void await_others(int, int) {}
 __device__ __forceinline__ void store_part(float* part, float a) { *part = a; }
 __device__ __forceinline__ float load_part(const float* part) { return load_fresh(part); }
 // `counter` is 0 before the kernel and after it.
