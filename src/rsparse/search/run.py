@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import statistics
 import time
 from collections.abc import Callable, Collection
@@ -117,10 +116,7 @@ def sampled(calibration: Calibration, samples: int) -> Tensor:
 
 def known_settings(calibration: Calibration, settings: SearchSettings) -> dict[str, Any]:
     """What a study keeps of its search that is known without the model, the rows that `fit=dropped` reads included."""
-    meta = calibration.meta
-    windows = sampled(calibration, settings.samples).tolist()
-    read = f"{meta.weights_sha} {meta.sink_tokens} {meta.rows} {meta.seed} {windows}"
-    return asdict(settings) | {"calibration": f"{meta.label}, {hashlib.sha256(read.encode()).hexdigest()[:12]}"}
+    return asdict(settings) | {"calibration": calibration.stamp(sampled(calibration, settings.samples))}
 
 
 def check_study(calibration: Calibration, settings: SearchSettings, storage: str, study: str = "search") -> None:
