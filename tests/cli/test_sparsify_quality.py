@@ -152,7 +152,7 @@ def test_what_was_allocated_before_a_kill_is_there_after_it(here, monkeypatch):
         *command, "--sparsity", "0.4", "--overwrite")  # fmt: skip
     assert (here / "new.allocation").read_bytes() == kept
     with monkeypatch.context() as patch:
-        patch.setattr("rsparse.methods.joint.greedy_levels", stop)
+        patch.setattr("rsparse.methods._greedy._allocate", stop)
         patch.setattr("rsparse.search.candidate.CandidateModel.evaluate", stop)
         outcome = good(*command, "--overwrite")
     assert "went on with new.allocation" in outcome.err

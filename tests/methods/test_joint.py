@@ -9,7 +9,7 @@ from rsparse import make_recipe
 from rsparse.conversion import sparsify
 from rsparse.errors import RSparseError
 from rsparse.evaluation.perplexity import evaluate
-from rsparse.methods import joint
+from rsparse.methods import _greedy, joint
 from rsparse.models.layout import unit_shapes
 from rsparse.recipe import lowrank_rank
 from rsparse.search.allocation import LEAST, MOST, Allocated, Choice
@@ -100,10 +100,21 @@ def test_options_reach_the_allocation(monkeypatch):
     assert seen == [each | {"criteria": ["column_norm"]} for each in (plain, given)]
 
 
-def test_a_kill_loses_neither_the_greedy_nor_the_trials(tmp_path, monkeypatch):
+def test_a_kill_loses_neither_the_greedys_blocks_nor_the_trials(tmp_path, monkeypatch):
     """And the recipe is the one that nobody disturbed."""
     path, options = tmp_path / "new.allocation", QUICK | {"rounds": 1}
     whole, judged, real = joint_of(0.5, **options), [], CandidateModel.evaluate
+    greedy, blocks = _greedy._allocate, []
+
+    def allocate_block(probe, *args):
+        blocks.append(list(probe.units))
+        if len(blocks) == 2:
+            raise KeyboardInterrupt
+        return greedy(probe, *args)
+
+    monkeypatch.setattr(_greedy, "_allocate", allocate_block)
+    with pytest.raises(KeyboardInterrupt):
+        joint_of(0.5, state_file=path, **options)
 
     def evaluate(self, recipe):
         judged.append(recipe)
@@ -114,7 +125,9 @@ def test_a_kill_loses_neither_the_greedy_nor_the_trials(tmp_path, monkeypatch):
     monkeypatch.setattr(CandidateModel, "evaluate", evaluate)
     with pytest.raises(KeyboardInterrupt):
         joint_of(0.5, state_file=path, **options)
-    monkeypatch.setattr(joint, "greedy_levels", lambda *args, **more: pytest.fail("was done"))
+    assert blocks[1] == blocks[2] != blocks[0]
+    monkeypatch.setattr(_greedy, "_allocate", lambda *args: pytest.fail("was done"))
+    monkeypatch.setattr(_greedy.BlockStepper, "run", lambda *args: pytest.fail("ran blocks for nothing"))
     assert joint_of(0.5, state_file=path, **options) == whole
     assert judged[8] == judged[9]
     assert path.exists()  # until its owner has the recipe where it should be

@@ -17,9 +17,13 @@ SETTINGS = {"model": "0123", "sparsity": 0.5, "criterion": None, "lowrank": True
 SHORT = {"tokens": 2 * SEQ_LEN, "rounds": 1, "criteria": (), "polish": 3}
 
 
+BLOCKS = [{"q_proj": 0.1 + 0.2, "k_proj": 0.5}, {"q_proj": 1 / 3, "k_proj": 0.4}]
+
+
 def begun(path, settings=SETTINGS):
     kept = AllocationFile(path, settings)
-    kept.start(lambda: {"q_proj": 0.1 + 0.2, "k_proj": 0.5})
+    for block in BLOCKS[len(kept.blocks) :]:
+        kept.add_block(block)
     return kept
 
 
@@ -70,7 +74,10 @@ def test_the_bar_starts_at_what_is_kept(tmp_path, evaluating, monkeypatch):
 
 def test_each_piece_is_whole_on_disk_as_it_comes(tmp_path):
     path = tmp_path / "deep" / "new.allocation"
-    kept = begun(path)
+    kept = AllocationFile(path, SETTINGS)
+    for count, block in enumerate(BLOCKS, 1):
+        kept.add_block(block)
+        assert AllocationFile(path, SETTINGS).blocks == BLOCKS[:count]
     one, two = (uniform(tiny_model("llama"), sparsity) for sparsity in (0.4, 0.5))
     for number, (recipe, kl) in enumerate([(one, 1 / 3), (two, 0.1), (one, 0.7)]):
         assert kept.kl(number, recipe, lambda given, wanted=recipe, kl=kl: kl if given is wanted else None) == kl
@@ -78,7 +85,7 @@ def test_each_piece_is_whole_on_disk_as_it_comes(tmp_path):
         assert json.loads(path.read_text())["trials"][number] == [recipe.sha(), kl]
     again = AllocationFile(path, SETTINGS)
     assert again.trials == 3
-    assert again.start(lambda: pytest.fail("is kept")) == {"q_proj": 0.1 + 0.2, "k_proj": 0.5}
+    assert again.blocks == BLOCKS
     assert [again.kl(n, each, lambda _: pytest.fail("is kept")) for n, each in enumerate((one, two, one))] == [1 / 3, 0.1, 0.7]
 
 
@@ -116,7 +123,7 @@ def test_another_allocations_state(tmp_path, changes, says):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "all of my thesis", "[]", "{}", '{"settings": {}, "start": null, "trials": []}', b"\xff", None]
+    "text", ["", "{", "all of my thesis", "[]", "{}", '{"settings": {}, "blocks": null, "trials": []}', b"\xff", None]
 )
 def test_a_damaged_state(tmp_path, text):
     path = tmp_path / "new.allocation"

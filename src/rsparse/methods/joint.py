@@ -53,9 +53,9 @@ def prepare(
 ) -> Recipe:
     """A recipe whose KL on `tokens` of the calibration is as low as the moves get it: unless given, 4096, on a GPU 16384.
 
-    `criterion` is the score of all units; without one each kind gets the better of SCORES. `state_file` is written after the
-    greedy and after each pass; where it is there, the allocation goes on from it. Raises RSparseError without a calibration,
-    and for the state of another allocation.
+    `criterion` is the score of all units; without one each kind gets the better of SCORES. `state_file` is written after each
+    block of the greedy and each pass behind it; where it is there, the allocation goes on from it. Raises RSparseError without
+    a calibration, and for the state of another allocation.
     """
     if tokens is None:  # on a GPU a pass of 4096 tokens through a small model waits for launches
         tokens = 4096 if next(model.parameters()).device.type == "cpu" else 16384
@@ -75,11 +75,10 @@ def prepare(
         "seed": seed,
     }
     kept = AllocationFile(state_file, _settings(model, calibration) | {"sparsity": sparsity, "criterion": criterion} | how)
-    levels = kept.start(
-        lambda: greedy_levels(
-            model, calibration, sparsity, method="joint", criterion=first, grouping=grouping, step=0.05, tokens=1024
-        )
-    )
+    levels = greedy_levels(
+        model, calibration, sparsity, method="joint", criterion=first, grouping=grouping, step=0.05, tokens=1024,
+        known=kept.blocks, keep=kept.add_block,
+    )  # fmt: skip
     start = {name: Choice(level, criterion=first) for name, level in levels.items()}
     found = allocate(model, calibration, start, criteria=others, kept=kept, **how)
     units = {

@@ -1,4 +1,4 @@
-"""An allocation on disk, so that a killed one goes on: where it started, and the KL of each of its trials.
+"""An allocation on disk, so that a killed one goes on: the levels that it starts from, and the KL of each of its trials.
 
 A trial follows from the settings and the KLs before it, so a run that is given these comes to the same next one.
 """
@@ -23,7 +23,7 @@ class AllocationFile:
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self.path, self.settings = path, dict(settings)
-        self._start: dict[str, float] | None = None
+        self._blocks: list[dict[str, float]] = []
         self._trials: list[tuple[str, float]] = []
         if path is not None and path.exists():
             self._load(path)
@@ -33,12 +33,15 @@ class AllocationFile:
         """How many KLs there are."""
         return len(self._trials)
 
-    def start(self, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """The level of each unit to start from: kept, or made and kept."""
-        if self._start is None:
-            self._start = make()
-            self._save()
-        return self._start
+    @property
+    def blocks(self) -> list[dict[str, float]]:
+        """Of the first blocks, the level of each unit to start from."""
+        return list(self._blocks)
+
+    def add_block(self, levels: dict[str, float]) -> None:
+        """Keep the next block's."""
+        self._blocks.append(levels)
+        self._save()
 
     def kl(self, number: int, recipe: Recipe, judge: Callable[[Recipe], float]) -> float:
         """That of `recipe`, the trial `number`, from 0 and one after the other: kept, or judged and kept."""
@@ -53,9 +56,9 @@ class AllocationFile:
     def _load(self, path: Path) -> None:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            settings, start = dict(found["settings"]), found["start"]
+            settings = dict(found["settings"])
+            blocks = [{str(name): float(level) for name, level in block.items()} for block in found["blocks"]]
             trials = [(str(name), float(kl)) for name, kl in found["trials"]]
-            levels = {str(name): float(level) for name, level in start.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RSparseError(
                 f"cannot read {path}, an allocation's state ({type(error).__name__}: {error}); remove it"
@@ -67,9 +70,9 @@ class AllocationFile:
                     f"{path} is the state of another allocation: its {name} is {there}, here it is {here}; "
                     "remove it or finish that one"
                 )
-        self._start, self._trials = levels, trials
+        self._blocks, self._trials = blocks, trials
 
     def _save(self) -> None:
         if self.path is not None:
-            content = {"settings": self.settings, "start": self._start, "trials": self._trials}
+            content = {"settings": self.settings, "blocks": self._blocks, "trials": self._trials}
             write_text(self.path, json.dumps(content, allow_nan=False) + "\n")
