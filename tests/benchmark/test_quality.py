@@ -116,8 +116,9 @@ def test_a_second_run_does_only_what_is_missing(files):
     (first.out / "tiny" / "low_rank_only-s0.4-all-two.json").unlink()
     second = Bench(files, wanted)
     second.run()
-    assert len(second.said) == 1
-    assert second.said[0].startswith("[1/1] tiny low_rank_only 40% all two.txt: perplexity")
+    before_it, line = second.said
+    assert before_it == "[0/1] cells to measure"
+    assert line.startswith("[1/1] tiny low_rank_only 40% all two.txt: perplexity")
     after = {name: (first.out / "tiny" / name).read_text() for name in first.names()}
     assert [name for name in before if before[name] != after[name]] == ["low_rank_only-s0.4-all-two.json"]
     gone, new = (json.loads(each["low_rank_only-s0.4-all-two.json"])["metrics"] for each in (before, after))

@@ -28,7 +28,8 @@ def test_bench_writes_records_table_and_plot_and_resumes(task_dir):
     ]  # fmt: skip
     outcome = good(*command)
     lines = outcome.out.splitlines()
-    assert len(lines) == 2 + 2 * 3 + 1
+    assert len(lines) == 1 + 2 + 2 * 3 + 1
+    assert lines[0] == "[0/8] cells to measure"
     assert lines[-1] == "out: 8 records, table.md and pareto.png"
     assert (task_dir / "out" / "pareto.png").read_bytes().startswith(b"\x89PNG")
     table = (task_dir / "out" / "table.md").read_text()

@@ -65,6 +65,7 @@ def test_what_it_says(found):
     assert float(best.split()[2]) <= float(sparse_only.split()[2])
     assert rho.startswith("rho is 1 in ")
     assert " of 14 units" in rho
+    assert outcome.err.startswith("[0/6] candidates are judged\n[1/6] ")
     for number in range(1, 7):
         assert f"[{number}/6] generation {(number - 1) // 3}: best " in outcome.err
     assert "evaluations a minute, about 0 min left" in outcome.err
@@ -101,12 +102,12 @@ def test_two_workers_write_the_same_file(found, here, monkeypatch):
         helpers.extend(start(*arguments))
         return helpers
 
-    def waiting(model, calibration, settings, *, storage, study, report):
+    def waiting(model, calibration, settings, *, storage, study, begin, report):
         watch = _Search(model, calibration, settings, storage, study, report)
         deadline = time.time() + 60
         while not watch.study.done() and time.time() < deadline and helpers[0].poll() is None:
             time.sleep(0.05)
-        return real(model, calibration, settings, storage=storage, study=study, report=report)
+        return real(model, calibration, settings, storage=storage, study=study, begin=begin, report=report)
 
     monkeypatch.setattr(verb, "_start_helpers", starting)
     monkeypatch.setattr(rsparse.search, "search", waiting)

@@ -19,6 +19,7 @@ SPARSIFY = ["sparsify", "dense", "--sparsity", "0.5", "-o", "new"]
 CALIBRATED = [*SPARSIFY, "--calibration", "calibration"]
 QUICK_TEAL = "teal:step=0.5,tokens=48"
 QUICK_FIT = f"{QUICK_TEAL}+compensate:steps=4,batch_tokens=96,check_every=2"
+QUICK_JOINT = "joint:rounds=0,tokens=48+compensate"
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +91,7 @@ def test_the_seed_reaches_method_and_fit_but_for_their_own(here, monkeypatch):
     made, fitted = [], []
     real = rsparse.methods.make_recipe
 
-    def make_recipe(model, method, sparsity, calibration=None, **options):
+    def make_recipe(model, method, sparsity, calibration=None, state_file=None, **options):
         made.append((method, options))
         return real(model, "sparse_only", sparsity)
 
@@ -126,6 +127,37 @@ def test_an_interrupted_fit_goes_on_and_another_folders_state_is_left_alone(here
     assert "goes on with new.fit" in outcome.err
     assert "[2/4]" not in outcome.err
     assert torch.equal(logits("new"), whole)
+    assert not (here / "new.fit").exists()
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_was_allocated_before_a_kill_is_there_after_it(here, monkeypatch):
+    command = [*CALIBRATED, "--method", QUICK_JOINT, "--fit-tokens", 960]
+    good(*command)
+    whole = files_of(here / "new")
+    assert not (here / "new.allocation").exists()
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rsparse.compensation.compensate", stop)
+        assert run(*command, "--overwrite").code != 0
+    kept = (here / "new.allocation").read_bytes()
+    good(*CALIBRATED, "--method", "sparse_only", "--overwrite")  # of a method that keeps nothing
+    bad("new.allocation is the state of another allocation: its sparsity is 0.5, here it is 0.4; remove it",
+        *command, "--sparsity", "0.4", "--overwrite")  # fmt: skip
+    assert (here / "new.allocation").read_bytes() == kept
+    with monkeypatch.context() as patch:
+        patch.setattr("rsparse.methods._greedy._allocate", stop)
+        patch.setattr("rsparse.search.candidate.CandidateModel.evaluate", stop)
+        outcome = good(*command, "--overwrite")
+    assert "went on with new.allocation" in outcome.err
+    assert files_of(here / "new") == whole
+    assert not (here / "new.allocation").exists()
     assert not (here / "new.fit").exists()
 
 

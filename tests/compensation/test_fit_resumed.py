@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -75,6 +77,26 @@ def test_the_state_is_written_at_each_check(tmp_path):
     assert [step for step, _ in steps] == [2, 4, 6]
     assert all(f'"step": {step}' in found for step, found in steps)
     assert result.history == fitted(state_file=path)[1].history  # all done: nothing is left to do
+
+
+def test_the_bar_counts_steps_from_where_the_fit_goes_on(tmp_path, monkeypatch):
+    stopped(tmp_path / "new.fit")
+    asked, real, steps = [], module._Fit._step, []
+
+    class Bar(contextlib.nullcontext):
+        def __init__(self, total, label, unit, done):
+            super().__init__(self)
+            asked.append((total, label, unit, done))
+
+        def update(self):
+            steps.append("counted")
+
+    monkeypatch.setattr(module, "progress", Bar)
+    monkeypatch.setattr(module._Fit, "_step", lambda self, step, halvings: steps.append(step) or real(self, step, halvings))
+    fitted(state_file=tmp_path / "new.fit")
+    fitted(steps=2)
+    assert asked == [(6, "fit", "step", 2), (2, "fit", "step", 0)]
+    assert steps == [each for step in (3, 4, 5, 6, 1, 2) for each in (step, "counted")]
 
 
 def stopped(path, **changes):

@@ -9,7 +9,7 @@ from rsparse import make_recipe
 from rsparse.conversion import sparsify
 from rsparse.errors import RSparseError
 from rsparse.evaluation.perplexity import evaluate
-from rsparse.methods import joint
+from rsparse.methods import _greedy, joint
 from rsparse.models.layout import unit_shapes
 from rsparse.recipe import lowrank_rank
 from rsparse.search.allocation import LEAST, MOST, Allocated, Choice
@@ -87,7 +87,7 @@ def test_what_it_finds_is_what_the_recipe_says(monkeypatch):
 def test_options_reach_the_allocation(monkeypatch):
     seen = []
 
-    def stop(model, calibration, start, **options):
+    def stop(model, calibration, start, kept, **options):
         seen.append(options)
         raise KeyboardInterrupt
 
@@ -98,6 +98,66 @@ def test_options_reach_the_allocation(monkeypatch):
             joint_of(0.5, **options)
     plain = {"grouping": "linear", "tokens": 4096, "rounds": 2, "polish": 0, "lowrank": True, "seed": 0}
     assert seen == [each | {"criteria": ["column_norm"]} for each in (plain, given)]
+
+
+def test_a_kill_loses_neither_the_greedys_blocks_nor_the_trials(tmp_path, monkeypatch):
+    """And the recipe is the one that nobody disturbed."""
+    path, options = tmp_path / "new.allocation", QUICK | {"rounds": 1}
+    whole, judged, real = joint_of(0.5, **options), [], CandidateModel.evaluate
+    greedy, blocks = _greedy._allocate, []
+
+    def allocate_block(probe, *args):
+        blocks.append(list(probe.units))
+        if len(blocks) == 2:
+            raise KeyboardInterrupt
+        return greedy(probe, *args)
+
+    monkeypatch.setattr(_greedy, "_allocate", allocate_block)
+    with pytest.raises(KeyboardInterrupt):
+        joint_of(0.5, state_file=path, **options)
+
+    def evaluate(self, recipe):
+        judged.append(recipe)
+        if len(judged) == 9:
+            raise KeyboardInterrupt
+        return real(self, recipe)
+
+    monkeypatch.setattr(CandidateModel, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        joint_of(0.5, state_file=path, **options)
+    assert blocks[1] == blocks[2] != blocks[0]
+    monkeypatch.setattr(_greedy, "_allocate", lambda *args: pytest.fail("was done"))
+    monkeypatch.setattr(_greedy.BlockStepper, "run", lambda *args: pytest.fail("ran blocks for nothing"))
+    assert joint_of(0.5, state_file=path, **options) == whole
+    assert judged[8] == judged[9]
+    assert path.exists()  # until its owner has the recipe where it should be
+    count = len(judged)
+    assert joint_of(0.5, state_file=path, **options) == whole
+    assert len(judged) == count
+
+
+CHANGES = {"tokens": 3 * SEQ_LEN, "rounds": 1, "polish": 1, "lowrank": True, "grouping": "group", "seed": 1}
+
+
+@pytest.mark.usefixtures("uniform_start")
+@pytest.mark.parametrize("name", [*CHANGES, "sparsity", "criterion", "model", "dtype", "calibration"])
+def test_the_state_of_another_allocation_is_refused(tmp_path, monkeypatch, name):
+    path = tmp_path / "new.allocation"
+    joint_of(0.5, state_file=path, **QUICK)
+    model, calibration, options = tiny_model("llama"), calibration_of("llama"), QUICK | {"sparsity": 0.5}
+    if name == "model":
+        with torch.no_grad():
+            model.lm_head.weight[0, 0] += 1
+    elif name == "dtype":
+        model = model.to(torch.bfloat16)
+    elif name == "calibration":
+        monkeypatch.setattr(calibration, "windows", calibration.windows.flip(0))
+    else:
+        options |= {name: (CHANGES | {"sparsity": 0.4, "criterion": "column_norm"})[name]}
+    # Other weights and another dtype have another fingerprint each: whichever is named, the line is right.
+    named = "(dtype|model)" if name == "dtype" else name
+    with pytest.raises(RSparseError, match=f"is the state of another allocation: its {named} is"):
+        make_recipe(model, "joint", calibration=calibration, state_file=path, **options)
 
 
 def test_one_score_for_all_from_the_greedy_on(monkeypatch):

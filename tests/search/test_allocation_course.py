@@ -28,8 +28,8 @@ def test_the_windows_that_judge_are_from_all_over_the_text(monkeypatch, tokens, 
 
 
 class Bar:
-    def __init__(self, total):
-        self.total, self.done = total, 0
+    def __init__(self, total, done):
+        self.total, self.done = total, done
 
     def __enter__(self):
         return self
@@ -45,7 +45,7 @@ class Bar:
 @pytest.mark.parametrize("welcome", [True, False])
 def test_the_bar_counts_evaluations_and_promises_enough(judging, monkeypatch, lowrank, welcome):
     bars = []
-    monkeypatch.setattr(module, "progress", lambda total, label, unit: bars.append(Bar(total)) or bars[-1])
+    monkeypatch.setattr(module, "progress", lambda total, label, unit, done: bars.append(Bar(total, done)) or bars[-1])
     judging(pulling() if welcome else lambda units: 1.0)
     found = allocated(tiny_model("llama"), lowrank=lowrank, polish=5)
     (bar,) = bars

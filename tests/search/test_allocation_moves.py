@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rsparse.search import allocation as module
+from rsparse.search.resume import AllocationFile
 from tests.search.allocations import KINDS, kind, start_of
 from tests.support.models import tiny_model
 from tests.support.recipes import SEQ_LEN, calibration_of
@@ -17,13 +18,13 @@ from tests.support.recipes import SEQ_LEN, calibration_of
 def opened(levels=0.5):
     """An allocation of the tiny Llama, to move by hand."""
     model = tiny_model("llama")
-    search = module._Allocation(model, calibration_of("llama"), start_of(model, levels), "linear", SEQ_LEN, False)
-    search._bar = module.progress(0, "")
+    kept = AllocationFile(None, {})
+    search = module._Allocation(model, calibration_of("llama"), start_of(model, levels), "linear", SEQ_LEN, False, kept)
     search.kl = search._judge(search.choices)
     try:
         yield search
     finally:
-        search.candidates.close()
+        search.close()
 
 
 def group(search, *kinds):

@@ -51,6 +51,8 @@ class QualityBench:
         self._total, self._done = sum(map(len, missing.values())), 0
         self._start = time.perf_counter()
         with keeping(self.folder, parts):
+            if self._total:
+                self.say(f"[0/{self._total}] cells to measure")
             for model, cells in missing.items():
                 if cells:
                     self._run_model(model, cells)

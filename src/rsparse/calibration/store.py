@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import tempfile
@@ -108,6 +109,12 @@ class Calibration:
         except (OSError, SafetensorError) as error:
             raise _damaged(path, error) from error
         return found
+
+    def stamp(self, windows: Tensor) -> str:
+        """For settings that are compared: the label, and twelve hex digits over what the statistics are of and `windows`."""
+        meta = self.meta
+        read = f"{meta.weights_sha} {meta.sink_tokens} {meta.rows} {meta.seed} {windows.tolist()}"
+        return f"{meta.label}, {hashlib.sha256(read.encode()).hexdigest()[:12]}"
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Raises RSparseError where the statistics are of a model of another type or shape."""

@@ -14,16 +14,17 @@ from rsparse.errors import RSparseError
 
 MODEL_HELP = "Hub id, local folder, .gguf file, or smollm2-135m (the embedded default)"
 DATA_HELP = "text: a .txt or .jsonl file, `bundled`, or a Hub data set as owner/name[:config[:split]]"
+DTYPE_HELP = "float32, bfloat16, float16 or auto: float32 on a CPU, else bfloat16"
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, *, dtype: str = "auto", dtype_help: str = DTYPE_HELP) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    add_machine(parser)
+    add_machine(parser, dtype=dtype, dtype_help=dtype_help)
 
 
-def add_machine(parser: argparse.ArgumentParser) -> None:
+def add_machine(parser: argparse.ArgumentParser, *, dtype: str = "auto", dtype_help: str = DTYPE_HELP) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 or auto: float32 on a CPU, else bfloat16")
+    parser.add_argument("--dtype", default=dtype, help=dtype_help)
     parser.add_argument("--backend", default="auto", help="what runs the sparse linears: auto (default), reference, triton")
 
 
@@ -120,8 +121,11 @@ def check_json(args: argparse.Namespace) -> None:
 
 
 def say(line: str) -> None:
-    """A note for the person at the terminal; results go to stdout, notes to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """A note for the person at the terminal, above a progress bar; results go to stdout, notes to stderr."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:

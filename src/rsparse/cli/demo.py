@@ -103,6 +103,11 @@ def _print(rows: dict[str, dict[str, Any]], sparsity: float) -> None:
         "each window's first sparse.\nBytes: weights that one token reads, head included. Tokens/s: plain PyTorch, "
         "which reads dropped weights all the same; kernels that skip them run on CUDA."
     )
+    if rows["R-Sparse"]["perplexity"] > rows["sparse-only"]["perplexity"]:
+        print(
+            "R-Sparse is behind: it spends bytes on low rank in every linear, and in most of a small model's they buy more as "
+            "channels\n(docs/low_rank.md); `rsparse sparsify --quality balanced` takes low rank only where it pays."
+        )
     for number, prompt in enumerate(PROMPTS):
         print(f"\n{prompt} ...")
         for label, row in rows.items():

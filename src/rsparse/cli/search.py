@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         watcher.start()
     try:
         model, _ = options.load(args)
-        result = search(model, calibration, settings, storage=storage, study=args.study, report=_report)
+        result = search(model, calibration, settings, storage=storage, study=args.study, begin=_begin, report=_report)
     finally:
         over.set()
         for helper in helpers:
@@ -130,6 +130,10 @@ def _watch(helper: subprocess.Popen[str], over: threading.Event) -> None:
         last = line.strip() or last
     if helper.wait() and not over.is_set():
         options.say(f"a helper ended early (exit code {helper.returncode}: {last}); the search goes on without it")
+
+
+def _begin(done: int, total: int) -> None:
+    options.say(f"[{done}/{total}] candidates are judged")
 
 
 def _report(progress: Any) -> None:

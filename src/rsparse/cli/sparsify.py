@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> None:
             options.say("note: the calibration is of other weights, or of these in another dtype")
     if fit is not None:
         texts = fit_windows(fit.data, tokenizer, fit.seq_len, args.fit_tokens)
-    recipe, calibration = _recipe_and_calibration(args, model, tokenizer, recipe, calibration)
+    kept = _state_file(args)
+    recipe, calibration = _recipe_and_calibration(args, model, tokenizer, recipe, calibration, kept)
     sparsify(model, recipe, calibration, settle_tokens=args.settle_tokens, backend=args.backend, seed=args.seed)
     config, metrics = {}, {}
     if fit is not None:
@@ -90,6 +91,8 @@ def run(args: argparse.Namespace) -> None:
     save_pretrained(model, args.out, tokenizer, overwrite=args.overwrite)
     if fit is not None:
         _fit.state_file(args).unlink(missing_ok=True)
+    if kept is not None:
+        kept.unlink(missing_ok=True)
     options.write_record(args, timer, model, {"token_policy": "all"} | config, metrics)
     options.say(f"{args.out}: {recipe.method} at sparsity {recipe.sparsity:g}; try `rsparse generate {args.out} --prompt ...`")
 
@@ -175,8 +178,18 @@ def _method(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return spec.name, seeded(spec.name, args.seed) | dict(spec.options) | chosen
 
 
+def _state_file(args: argparse.Namespace) -> Path | None:
+    """Where the method keeps what it has measured until the checkpoint is there; None where it keeps nothing."""
+    from rsparse.methods import resumes
+
+    if args.recipe is not None or not resumes(_spec(args).name):
+        return None
+    out: Path = args.out
+    return out.with_name(out.name + ".allocation")
+
+
 def _recipe_and_calibration(
-    args: argparse.Namespace, model: Any, tokenizer: Any, recipe: Any, calibration: Any
+    args: argparse.Namespace, model: Any, tokenizer: Any, recipe: Any, calibration: Any, kept: Path | None
 ) -> tuple[Any, Any]:
     """What is not given is made: the recipe first, unless its method looks at activations."""
     from rsparse.calibration.text import DEFAULT
@@ -192,5 +205,8 @@ def _recipe_and_calibration(
     if calibration is None and (args.data or recipe is None or needs_calibration(recipe)):
         calibration = options.calibrate(args, model, tokenizer, args.data or DEFAULT, None)
     if recipe is None:
-        recipe = make_recipe(model, method, args.sparsity, calibration=calibration, **chosen)
+        there = kept is not None and kept.exists()
+        recipe = make_recipe(model, method, args.sparsity, calibration=calibration, state_file=kept, **chosen)
+        if there:  # not before, or a state that is refused had two lines
+            options.say(f"went on with {kept}")
     return recipe, calibration

@@ -26,6 +26,7 @@ from rsparse.compensation.resume import FitFile, Saved, State
 from rsparse.compensation.settings import FitSettings
 from rsparse.errors import RSparseError
 from rsparse.losses import batch_tokens, compare, dense_states, hidden_states, window_batches
+from rsparse.progress import progress
 from rsparse.sparse_linear import RSparseLinear
 from rsparse.sparse_model import is_sparse, recipe_state, replace_units, state, unit_members
 from rsparse.token_policy import TokenPolicy
@@ -93,8 +94,9 @@ def compensate(
     saved = None if file is None else file.load()
     fit = _Fit(model, windows, heldout, settings, sink_tokens, report)
     try:
-        fit.prepare()
-        return fit.run(label, file, saved)
+        with progress(settings.steps, "fit", unit="step", done=0 if saved is None else saved.step) as bar:
+            fit.prepare()
+            return fit.run(label, file, saved, bar)
     except BaseException:
         fit.undo()
         raise
@@ -133,7 +135,7 @@ class _Fit:
         repeated = settings.steps * settings.batch_tokens > windows.numel()
         self.dense_windows = dense_states(model, windows) if repeated and size <= STATE_BYTES else None
 
-    def run(self, label: str, file: FitFile | None, saved: Saved | None) -> Compensated:
+    def run(self, label: str, file: FitFile | None, saved: Saved | None, bar: Any) -> Compensated:
         settings, fitted, start = self.settings, self.fitted, time.perf_counter()
         if saved is not None:
             self._go_back(saved.best)
@@ -146,6 +148,7 @@ class _Fit:
             if _waited(history, settings.patience):
                 break
             batches.append(self._step(step, _halvings(history)))
+            bar.update()
             if step % settings.check_every and step != settings.steps:
                 continue
             fitted.settle()

@@ -16,7 +16,7 @@ this step. `exhaustive` runs all, as the source does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,10 +89,13 @@ def greedy_levels(
     step: float,
     tokens: int,
     exhaustive: bool = False,
+    known: Sequence[Mapping[str, float]] = (),
+    keep: Callable[[dict[str, float]], None] = lambda levels: None,
 ) -> dict[str, float]:
     """Sparsity by unit name; each block's, weighted by the units' sizes, is `sparsity`.
 
-    Raises RSparseError without a calibration of this dense model, and for options out of range.
+    The first blocks' levels may be `known` from an earlier call; `keep` is called with each further block's. Raises
+    RSparseError without a calibration of this dense model, and for options out of range.
     """
     if calibration is None:
         raise RSparseError(f"method {method} needs a calibration for its greedy allocation, or allocation 'uniform'")
@@ -106,14 +109,21 @@ def greedy_levels(
     stepper, layout = BlockStepper(model), sites(model)
     names = {module: name for name, module in model.named_modules()}
     hidden = stepper.enter(windows.to(next(model.parameters()).device))
-    levels: dict[str, float] = {}
-    with progress(len(layout), method, unit="block") as bar:
+    levels = {name: level for found in known for name, level in found.items()}
+    if len(known) == len(layout):
+        return levels
+    with progress(len(layout), method, unit="block", done=len(known)) as bar:
         for index, (block, block_sites) in enumerate(zip(blocks(model), layout, strict=True)):
+            if index < len(known):
+                hidden = stepper.run(index, hidden)
+                continue
             histograms = {name: found.histogram for name, found in calibration.block(index).items()}
             units = _units(block_sites, histograms, criterion, grouping)
             probe = BlockProbe(block, names[block], block_sites, units, stepper, index, hidden, calibration.meta.sink_tokens)
             with probe.attached():
-                levels |= _allocate(probe, sparsity, step * block_sites[0].first.weight.numel(), exhaustive)
+                found = _allocate(probe, sparsity, step * block_sites[0].first.weight.numel(), exhaustive)
+            levels |= found
+            keep(found)
             hidden = probe.dense
             bar.update()
     return levels

@@ -13,7 +13,7 @@ from rsparse.recipe import FITS, GROUPINGS
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a word"}
-_NOT_OPTIONS = ("model", "sparsity", "calibration")
+_NOT_OPTIONS = ("model", "sparsity", "calibration", "state_file")
 _CHOICES = {"grouping": GROUPINGS, "fit": FITS}
 
 

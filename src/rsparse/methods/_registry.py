@@ -9,7 +9,7 @@ from rsparse.errors import RSparseError
 from rsparse.methods._options import checked_options, parameters
 from rsparse.methods._sources import files, left_out, load, plugins
 
-__all__ = ["check", "load", "makes_recipe", "names", "observes", "seeded"]
+__all__ = ["check", "load", "makes_recipe", "names", "observes", "resumes", "seeded"]
 
 
 def names() -> list[str]:
@@ -35,6 +35,11 @@ def seeded(method: str, seed: int) -> dict[str, Any]:
 def observes(method: str) -> bool:
     """Whether `method` can look at activations, and so wants a calibration to make its recipe."""
     return "calibration" in parameters(method)
+
+
+def resumes(method: str) -> bool:
+    """Whether `method` can keep what it has measured in a file, and go on from there."""
+    return "state_file" in parameters(method)
 
 
 def makes_recipe(method: str) -> bool:

@@ -8,15 +8,18 @@ share for a kind of linear where that lowers the KL. `criterion` gives all units
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsparse.calibration.store import Calibration
 from rsparse.errors import RSparseError
+from rsparse.fingerprint import weights_sha
 from rsparse.methods._greedy import greedy_levels
 from rsparse.methods._levels import check_grouping
 from rsparse.models.layout import unit_shapes
 from rsparse.recipe import Recipe, UnitRecipe
 from rsparse.search.allocation import LEAST, Choice, allocate
+from rsparse.search.resume import AllocationFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,11 +49,13 @@ def prepare(
     criterion: str | None = None,
     grouping: str = "linear",
     seed: int = 0,
+    state_file: Path | None = None,
 ) -> Recipe:
     """A recipe whose KL on `tokens` of the calibration is as low as the moves get it: unless given, 4096, on a GPU 16384.
 
-    `criterion` is the score of all units; without one each kind gets the better of SCORES. Raises RSparseError without a
-    calibration.
+    `criterion` is the score of all units; without one each kind gets the better of SCORES. `state_file` is written after each
+    block of the greedy and each pass behind it; where it is there, the allocation goes on from it. Raises RSparseError without
+    a calibration, and for the state of another allocation.
     """
     if tokens is None:  # on a GPU a pass of 4096 tokens through a small model waits for launches
         tokens = 4096 if next(model.parameters()).device.type == "cpu" else 16384
@@ -61,15 +66,32 @@ def prepare(
     if sparsity < LEAST:
         raise RSparseError(f"method joint starts at sparsity {LEAST}, got {sparsity}")
     first, *others = SCORES if criterion is None else (criterion,)
+    how: dict[str, Any] = {
+        "tokens": tokens,
+        "rounds": rounds,
+        "polish": polish,
+        "lowrank": lowrank,
+        "grouping": grouping,
+        "seed": seed,
+    }
+    kept = AllocationFile(state_file, _settings(model, calibration) | {"sparsity": sparsity, "criterion": criterion} | how)
     levels = greedy_levels(
-        model, calibration, sparsity, method="joint", criterion=first, grouping=grouping, step=0.05, tokens=1024
-    )
-    found = allocate(
-        model, calibration, {name: Choice(level, criterion=first) for name, level in levels.items()}, grouping=grouping,
-        tokens=tokens, rounds=rounds, polish=polish, criteria=others, lowrank=lowrank, seed=seed,
+        model, calibration, sparsity, method="joint", criterion=first, grouping=grouping, step=0.05, tokens=1024,
+        known=kept.blocks, keep=kept.add_block,
     )  # fmt: skip
+    start = {name: Choice(level, criterion=first) for name, level in levels.items()}
+    found = allocate(model, calibration, start, criteria=others, kept=kept, **how)
     units = {
         name: UnitRecipe.uniform(linears, size, each.sparsity, each.rho, criterion=each.criterion)
         for (name, (linears, size)), each in zip(unit_shapes(model, grouping).items(), found.choices.values(), strict=True)
     }
     return Recipe(model.config.model_type, units, "joint", grouping, "dropped", model.config.name_or_path or "")
+
+
+def _settings(model: PreTrainedModel, calibration: Calibration) -> dict[str, str]:
+    """What decides an allocation beside its options."""
+    return {
+        "model": weights_sha(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "calibration": calibration.stamp(calibration.windows),
+    }

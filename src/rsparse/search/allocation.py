@@ -8,6 +8,7 @@ and a low-rank share where they lower the KL; then single units, by random steps
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from rsparse.models.layout import unit_shapes
 from rsparse.progress import progress
 from rsparse.recipe import Recipe, UnitRecipe
 from rsparse.search.candidate import CandidateModel
+from rsparse.search.resume import AllocationFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,16 +65,18 @@ def allocate(
     criteria: Iterable[str],
     lowrank: bool,
     seed: int,
+    kept: AllocationFile | None = None,
 ) -> Allocated:
     """Improve `start` (by unit name) on `tokens` of the calibration's windows, keeping its bytes in total.
 
-    Units of the start outside of [LEAST, MOST] are brought there first. Raises RSparseError where all of them together are.
+    Units of the start outside of [LEAST, MOST] are brought there first. Trials that `kept` has are not judged again. Raises
+    RSparseError where all units together are outside.
     """
-    search = _Allocation(model, calibration, start, grouping, tokens, lowrank)
+    search = _Allocation(model, calibration, start, grouping, tokens, lowrank, kept or AllocationFile(None, {}))
     try:
         return search.run(rounds, polish, tuple(criteria), lowrank, seed)
     finally:
-        search.candidates.close()
+        search.close()
 
 
 class _Allocation:
@@ -84,7 +88,9 @@ class _Allocation:
         grouping: str,
         tokens: int,
         lowrank: bool,
+        kept: AllocationFile,
     ) -> None:
+        self.model, self.calibration, self.kept = model, calibration, kept
         self.model_type = model.config.model_type
         self.grouping = grouping
         self.shapes = unit_shapes(model, grouping)
@@ -95,33 +101,37 @@ class _Allocation:
         if not LEAST - 1e-9 <= (mean := self.budget / self.sizes.sum()) <= MOST + 1e-9:
             raise RSparseError(f"levels are allocated between sparsity {LEAST} and {MOST} in the mean, got {mean:.4g}")
         self.choices = self._at(self._levels())
-        windows = spread(calibration.windows, tokens // calibration.meta.seq_len)
+        self.windows = spread(calibration.windows, tokens // calibration.meta.seq_len)
         base = self._recipe({name: replace(each, rho=1.0) for name, each in self.choices.items()})
         if lowrank:
             base = replace(base, units={name: self._widest(unit) for name, unit in base.units.items()})
-        self.candidates = CandidateModel(model, base, calibration, windows, "kl")
-        self.evaluations = 0
+        self.base = base
+        self.candidates: CandidateModel | None = None
+        self.evaluations = self.most = 0
+        self._open = ExitStack()
+
+    def close(self) -> None:
+        """The dense model again."""
+        self._open.close()
 
     def run(self, rounds: int, polish: int, criteria: tuple[str, ...], lowrank: bool, seed: int) -> Allocated:
         groups = self._groups()
         by_kind = len(criteria) + lowrank * len(RHOS)
-        most = 1 + rounds * (2 * len(groups) + len(_SCALES)) + by_kind * len(self._kinds()) + polish
-        with progress(most, "allocate", unit="trial") as bar:
-            self._bar = bar
-            self.kl = self._judge(self.choices)
-            course = {"start": self.kl}
-            for number in range(rounds):
-                self._move_groups(groups)
-                course[f"groups {number + 1}"] = self.kl
-            for criterion in criteria:
-                self._try_kinds(lambda each, wanted=criterion: replace(each, criterion=wanted))  # type: ignore[misc]
-                course[criterion] = self.kl
-            for before, rho in zip((1.0, *RHOS), RHOS, strict=False) if lowrank else ():
-                self._try_kinds(lambda each, old=before, new=rho: replace(each, rho=new) if each.rho == old else each)  # type: ignore[misc]
-                course[f"rho {rho}"] = self.kl
-            if polish:
-                self._polish(polish, seed)
-                course["units"] = self.kl
+        self.most = 1 + rounds * (2 * len(groups) + len(_SCALES)) + by_kind * len(self._kinds()) + polish
+        self.kl = self._judge(self.choices)
+        course = {"start": self.kl}
+        for number in range(rounds):
+            self._move_groups(groups)
+            course[f"groups {number + 1}"] = self.kl
+        for criterion in criteria:
+            self._try_kinds(lambda each, wanted=criterion: replace(each, criterion=wanted))  # type: ignore[misc]
+            course[criterion] = self.kl
+        for before, rho in zip((1.0, *RHOS), RHOS, strict=False) if lowrank else ():
+            self._try_kinds(lambda each, old=before, new=rho: replace(each, rho=new) if each.rho == old else each)  # type: ignore[misc]
+            course[f"rho {rho}"] = self.kl
+        if polish:
+            self._polish(polish, seed)
+            course["units"] = self.kl
         return Allocated(self.choices, course, self.evaluations)
 
     def _move_groups(self, groups: list[np.ndarray]) -> None:
@@ -156,8 +166,16 @@ class _Allocation:
 
     def _judge(self, choices: dict[str, Choice]) -> float:
         self.evaluations += 1
+        return self.kept.kl(self.evaluations - 1, self._recipe(choices), self._evaluate)
+
+    def _evaluate(self, recipe: Recipe) -> float:
+        if self.candidates is None:  # not before: it takes factors, which an allocation that is all kept does without
+            self.candidates = CandidateModel(self.model, self.base, self.calibration, self.windows, "kl")
+            self._open.callback(self.candidates.close)
+            self._bar = self._open.enter_context(progress(self.most, "allocate", unit="trial", done=self.kept.trials))
+        found = self.candidates.evaluate(recipe).value
         self._bar.update()
-        return self.candidates.evaluate(self._recipe(choices)).value
+        return found
 
     def _levels(self) -> np.ndarray:
         return np.array([self.choices[name].sparsity for name in self.names])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import statistics
 import time
 from collections.abc import Callable, Collection
@@ -117,10 +116,7 @@ def sampled(calibration: Calibration, samples: int) -> Tensor:
 
 def known_settings(calibration: Calibration, settings: SearchSettings) -> dict[str, Any]:
     """What a study keeps of its search that is known without the model, the rows that `fit=dropped` reads included."""
-    meta = calibration.meta
-    windows = sampled(calibration, settings.samples).tolist()
-    read = f"{meta.weights_sha} {meta.sink_tokens} {meta.rows} {meta.seed} {windows}"
-    return asdict(settings) | {"calibration": f"{meta.label}, {hashlib.sha256(read.encode()).hexdigest()[:12]}"}
+    return asdict(settings) | {"calibration": calibration.stamp(sampled(calibration, settings.samples))}
 
 
 def check_study(calibration: Calibration, settings: SearchSettings, storage: str, study: str = "search") -> None:
@@ -135,18 +131,23 @@ def search(
     *,
     storage: str = "sqlite:///rsparse-search.db",
     study: str = "search",
+    begin: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> SearchResult:
     """Search rho for every unit of the dense `model`, or go on with a search, or join one that others run.
 
-    `storage` is an Optuna storage: a database's URL, or `journal:PATH`. The recipe's thresholds are left to `sparsify`. Raises
-    RSparseError where the study is of another search, and where a fitness is not finite; the study keeps what is done.
+    `storage` is an Optuna storage: a database's URL, or `journal:PATH`. The recipe's thresholds are left to `sparsify`. Where
+    some candidates are left, `begin` is called first, with how many are done and how many there are. Raises RSparseError where
+    the study is of another search, and where a fitness is not finite; the study keeps what is done.
     """
     if is_sparse(model):
         raise RSparseError("search needs the dense model; this one is sparse")
     calibration.check_model(model)
     settings.check_calibration(calibration)
-    return _Search(model, calibration, settings, storage, study, report).run()
+    found = _Search(model, calibration, settings, storage, study, report)
+    if (done := len(found.study.done())) < found.total:
+        begin(done, found.total)
+    return found.run()
 
 
 class _Search:

@@ -12,8 +12,8 @@ from rsparse.cli import _options as options
 from rsparse.errors import RSparseError
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    options.add_model(parser)
+def add_common(parser: argparse.ArgumentParser, *, dtype: str = "auto", dtype_help: str = options.DTYPE_HELP) -> None:
+    options.add_model(parser, dtype=dtype, dtype_help=dtype_help)
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="DIR", help="folder for KIND.png and KIND.json; kinds may share one"
     )
