@@ -10,8 +10,8 @@ from rsparse.report.parts import EMPTY, Cell, Column, Heading, Paragraph, Part, 
 from rsparse.report.reading import Record, number, text
 
 ORDER, TITLE = 60, "Speed"
-SUITES = {"kernels": "kernels", "mlp": "MLP block", "decode": "generation", "evaluation": "evaluation"}
-OTHERS = {"quality", "search", "analyze", "reproduce", "refused"}
+SUITES = {"decode": "generation", "evaluation": "evaluation"}
+OTHERS = {"quality", "search", "analyze", "reproduce", "refused", "kernels", "parity"}
 LEAD = ("tokens_per_second", "dense_tokens_per_second", "speedup")  # and what else is measured follows by name
 SETTINGS = (
     "dtype", "backend", "batch", "prompt_tokens", "new_tokens", "repeats", "token_policy", "threads", "ranks", "rank_share",
