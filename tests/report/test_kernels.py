@@ -86,7 +86,8 @@ def test_parity_by_hand(page):
     assert head[:5] == ["kernels with", "reference perplexity", "kernels perplexity", "difference %", "KL nats a token"]
     assert group == ["tiny, rsparse, float32"]
     assert imposed == [
-        "masks of the modules", "20.00", "20.40", "+2.00 −0.50 to +4.50", "0.2500", "3.00", "50", "0", "a.txt 7,656 tokens", "H100",
+        "masks of the modules", "20.00", "20.40", "+2.00 −0.50 to +4.50", "0.2500", "3.00", "50", "0", "a.txt 7,656 tokens",
+        "H100",
     ]  # fmt: skip
     assert own[:6] == ["masks of their own", "20.00", "19.00", "−5.00", "0.0000", "–"]
 

@@ -10,7 +10,7 @@ from rsparse.analysis.kernel_table import UNITS, Record, Row, measured
 from rsparse.atomic import new_file
 
 MARKERS = "osDv^P*X"
-PANELS = (2, 3)
+PANELS, SIZE = (2, 3), (13, 7.6)  # SIZE in inches
 TITLES = {"qkv": "q|k|v", "o": "o", "gate_up": "gate|up", "down": "down", "mlp": "MLP block"}
 
 
@@ -21,7 +21,7 @@ def plot(records: Sequence[Record], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(*PANELS, figsize=(13, 7.6), layout="constrained")
+    figure, axes = plt.subplots(*PANELS, figsize=SIZE, layout="constrained")
     draw(axes, records)
     with new_file(path) as aside:
         figure.savefig(aside, dpi=120, format="png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rsparse.analysis import kernel_plot
@@ -36,7 +37,8 @@ def build(records: Sequence[Record]) -> Section | None:
     for place, ((machine, _), mine) in enumerate(sorted(found.items())):
         plain = [{"config": dict(r.config), "env": dict(r.env), "metrics": dict(r.metrics)} for r in mine]
         parts.append(Paragraph(f"On {machine}, records of {mine[0].place}. {conditions(plain)}"))
-        picture = plot(f"k{place}", (13, 7.6), lambda axes, made=plain: kernel_plot.draw(axes, made), alt=ALT, panels=(2, 3))
+        drawn = partial(kernel_plot.draw, records=plain)
+        picture = plot(f"k{place}", kernel_plot.SIZE, drawn, alt=ALT, panels=kernel_plot.PANELS)
         parts.append(Picture(picture, ALT, f"{ALT}. Dashed, with open marks: low rank. On {machine}.", wide=True))
         for record in sorted(mine, key=lambda r: (r.model, text(r.config, "dtype"), r.path)):
             parts.append(Heading(f"{record.model}, {machine}", slug(TITLE, record.path.removesuffix(".json"))))

@@ -13,8 +13,8 @@ from rsparse.report.reading import Record, Values, number, text
 ORDER, TITLE = 64, "Kernels against modules"
 COMPARED = {"imposed_masks": "masks of the modules", "own_masks": "masks of their own"}
 INTRO = (
-    "The same model twice on the same text: the reference is its own modules, which read a window at once; the kernels take the "
-    "same tokens one by one, as `generate` does. With the masks of the modules imposed only rounding of sums is left, and a "
+    "The same model twice on the same text: the reference is its own modules, which read a window at once; the kernels take "
+    "the same tokens one by one, as `generate` does. With the masks of the modules imposed only rounding of sums is left: a "
     "difference whose interval does not hold 0 is a mistake. With masks of their own rounding moves scores over their "
     "thresholds, so single tokens differ (see KL) and the mean says whether anything is wrong. Intervals are 95 %, paired over "
     "windows."
