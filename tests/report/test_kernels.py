@@ -6,9 +6,9 @@ import copy
 
 import pytest
 
-from rsparse.report import sections
 from rsparse.report.build import render
 from rsparse.report.reading import read
+from rsparse.report.sections import kernels as section
 from tests.benchmark import kernel_rows
 from tests.report.records import Page, record, write
 
@@ -62,8 +62,8 @@ def test_a_kernel_record_that_is_not_whole_is_not_taken(tmp_path, monkeypatch, j
     for name in whole["metrics"]["rows"][0]:
         broken = copy.deepcopy(whole)
         broken["metrics"]["rows"][0][name] = junk
-        section = sections.kernels.build(read(write(tmp_path, a=whole, b=broken))[0])
-        taken |= {name} if "b.json" in section.used else set()
+        taken_section = section.build(read(write(tmp_path, a=whole, b=broken))[0])
+        taken |= {name} if "b.json" in taken_section.used else set()
     optional = {"copy_bytes_per_second", "commit"} if junk is None else {"commit"} if junk == "x" else set()
     shown = {"rank", "kept", "achieved_sparsity", "rank_share", "spread", "copy_share", "relative_error", "ops", "masked"}
     shown |= {"speedup_cublas", "speedup_masked", "speedup_by_bytes", "cublas_alone"} | optional

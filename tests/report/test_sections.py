@@ -9,6 +9,7 @@ import pytest
 from rsparse.report import sections
 from rsparse.report.build import render
 from rsparse.report.reading import read
+from rsparse.report.sections import reproduction
 from tests.report.records import Page, quality, record, write
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 20 + b"IEND\xaeB`\x82"
@@ -129,26 +130,87 @@ def test_a_picture_that_is_none_or_cut_short_is_not_taken(tmp_path, page, data):
     assert "rank.png, is not beside the record, or is damaged" in found.text
 
 
+LAST = "last_fraction:0.1"
+
+
+def reproduced(name, *rows, model="tiny", **metrics):
+    return record({"suite": "reproduce", "table": name, "model": model, "weights_sha": model}, {"rows": list(rows), **metrics})
+
+
 def test_the_papers_tables_have_published_figures_under_their_own_policy(page):
+    dense = {"mean": 55.0, "tasks": {"WG": 60.0, "HS": 50.0}, "published": [{"model": "L", "sparsity": 0.0, "mean": 65.88}]}
+    refused = {"refused": ["past its floor"]}
     rows = [
-        {
-            "preset": "dense",
-            "sparsity": 0,
-            "policies": {"last_fraction:0.1": {"mean": 55.0, "published": [{"model": "L", "sparsity": 0.0, "mean": 65.88}]}},
-        },
-        {
-            "preset": "cats",
-            "sparsity": 0.5,
-            "policies": {"last_fraction:0.1": {"refused": ["below its floor"]}, "all": {"mean": 50.0}},
-        },
+        {"preset": "dense", "sparsity": 0, "policies": {LAST: dense, "all": {"mean": 55.0}}},
+        {"preset": "cats", "sparsity": 0.5, "policies": {LAST: refused, "all": {"mean": 50.0, "achieved_sparsity": 0.48}}},
+        {"preset": "teal", "sparsity": 0.5, "policies": {LAST: {"failed": ["no room"]}, "all": {}}},
     ]
-    found = page(main=record({"suite": "reproduce", "table": "main"}, {"rows": rows, "lines": ["Ordering: holds."]}))
-    with_published, without = [table for table in found.tables if table[0][1] == "achieved %"]
-    assert with_published[0][-1] == "published"
-    assert with_published[2] == ["dense", "–", "55.00", "65.88 (L)"]
-    assert with_published[4] == ["cats below its floor", "–", "–", "–"]
-    assert without[0] == ["method", "achieved %", "mean % over the tasks"]
-    assert "Ordering: holds." in found.text
+    found = page(main=reproduced("main", *rows, lines=["No figure for cats."]))
+    assert found.table("published") == [
+        ["method", f"{LAST} mean, %", "achieved %", "L published", "all mean, %", "achieved %"],
+        ["dense, or a level of its own"], ["dense", "55.00", "–", "65.88", "55.00", "–"],
+        ["50% asked"], ["cats", "below its floor", "–", "–", "50.00", "48.0"], ["teal", "failed", "–", "–", "–", "–"],
+    ]  # fmt: skip
+    assert found.table("WG")[2] == ["dense", "60.0", "50.0"]
+    assert "No figure for cats." in found.text
+
+
+def test_perplexities_have_what_is_published_of_them_alone(page):
+    found = {"perplexity": {"a": 9.0}, "published": [{"mean": 7.15}]}
+    rows = [{"preset": "searched-population8", "variant": "4 bits", "sparsity": 0.5, "policies": {LAST: found}}]
+    alone = page(size=reproduced("search-size", *rows)).table("published")
+    assert alone[0] == ["method", f"a {LAST}", "achieved %", "model not stated, level not stated published"]
+    assert alone[2] == ["R-Sparse (searched, population 8), 4 bits", "9.00", "–", "7.15"]
+    found["mean"] = 50.0  # with tasks in the table it is theirs
+    means, perplexities = (table[0] for table in page(size=reproduced("search-size", *rows)).tables if "achieved %" in table[0])
+    assert [any("published" in head for head in each) for each in (means, perplexities)] == [True, False]
+
+
+def test_the_papers_ordering_is_a_table(page):
+    rows = [{"preset": "cats", "sparsity": 0.4, "policies": {LAST: {"mean": 50.0}, "all": {"mean": 49.0}}}]
+    pair = {"better": "R-Sparse (searched)", "worse": "cats", "sparsity": 0.4}
+    ordering = {LAST: [pair | {"verdict": "holds", "detail": "+5 points"}], "all": [pair | {"verdict": "reversed"}]}
+    found = page(main=reproduced("main", *rows, ordering=ordering, lines=["Paper's ordering: long.", "Other."]))
+    assert found.table("paper") == [
+        ["the paper has", "asked %", f"{LAST} token policy", "all token policy"],
+        ["R-Sparse (searched) over cats", "40", "holds +5 points", "reversed"],
+    ]
+    assert "Paper's ordering: long" not in found.text
+    assert "Other." in found.text
+    assert "Paper's ordering: none" in page(main=reproduced("main", *rows, lines=["Paper's ordering: none."])).text
+
+
+def test_the_papers_tables_stand_as_on_their_pages(page):
+    row = {"preset": "cats", "sparsity": 0.4, "policies": {"all": {"mean": 50.0}}}
+    said = {"lines": ["Published figures are of other models, each named: a paper.", "Not at hand."]}
+    cells = {f"{model}_{n}": reproduced(t, row, model=model, **said) for model in ("b", "a") for n, t in enumerate(
+        ("search-size", "parts", "main", "mine")
+    )}  # fmt: skip
+    found = page(**cells)
+    order = [found.text.index(words, found.text.rindex("In the order and")) for words in (
+        "a paper", "Main results", "Parts: both", "Mine", "Search size",
+    )]  # fmt: skip
+    assert order == sorted(order)
+    assert found.text.count("a paper.") == 2  # once a model
+    assert found.text.count("Not at hand.") == 8  # of each table
+
+
+@pytest.mark.parametrize(
+    "junk", [None, True, 10**400, "x", [None], {"a": {}}], ids=["none", "true", "huge", "text", "list", "dict"]
+)
+def test_junk_in_a_record_of_the_papers_tables_is_no_mistake_of_the_program(tmp_path, junk):
+    figures = {"mean": 1.0, "tasks": {"WG": 1.0}, "perplexity": {"a": 2.0}, "achieved_sparsity": 0.5, "refused": ["floor"]}
+    figures |= {"failed": ["x"], "published": [{"model": "L", "sparsity": 0.5, "mean": 2.0}]}
+    pair = {"better": "a", "worse": "b", "sparsity": 0.4, "verdict": "holds", "detail": "x"}
+    row = {"preset": "cats", "variant": "", "sparsity": 0.5, "policies": {"all": figures}}
+    for part, names in (("figures", figures), ("pair", pair), ("row", row), ("metrics", ("rows", "ordering", "lines"))):
+        for name in names:
+            broken = {"figures": dict(figures), "pair": dict(pair), "row": dict(row)}
+            broken["metrics"] = {"rows": [broken["row"]], "ordering": {"all": [broken["pair"]]}, "lines": ["x"]}
+            broken["row"]["policies"] = {"all": broken["figures"]}
+            broken[part][name] = junk
+            made = record({"suite": "reproduce", "table": "main"}, broken["metrics"])
+            reproduction.build(read(write(tmp_path, a=made))[0])
 
 
 def test_a_refused_cell_says_why(page):

@@ -15,7 +15,7 @@ COMPARED = {"imposed_masks": "masks of the modules", "own_masks": "masks of thei
 INTRO = (
     "The same model twice on the same text: the reference is its own modules, which read a window at once; the kernels take "
     "the same tokens one by one, as `generate` does. With the masks of the modules imposed only rounding of sums is left: a "
-    "difference whose interval does not hold 0 is a mistake. With masks of their own rounding moves scores over their "
+    "difference whose interval does not hold 0 points to a mistake. With masks of their own rounding moves scores over their "
     "thresholds, so single tokens differ (see KL) and the mean says whether anything is wrong. Intervals are 95 %, paired over "
     "windows."
 )
