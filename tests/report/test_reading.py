@@ -61,8 +61,8 @@ def test_a_comparison_of_forms_is_a_record_each(tmp_path):
     found = read(tmp_path)[0]
     assert [(r.config["preset"], r.config["method"], r.config["sparsity"]) for r in found] == [
         ("dense", "dense", 0.0),
-        ("sparse-only", "sparse_only", 0.4),
-        ("R-Sparse", "rsparse", 0.4),
+        ("sparse_only", "sparse_only", 0.4),
+        ("rsparse", "rsparse", 0.4),
     ]
     assert [r.metrics.get("speedup") for r in found] == [None, None, 0.9]  # it is of the form that the record is of
 

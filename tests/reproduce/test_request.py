@@ -85,5 +85,5 @@ def test_where_a_dense_models_figures_are():
 def test_labels_say_the_options():
     specs = ("searched", "searched:population=8,generations=9", "rsparse:rho=0.9,fit=svd", "teal")
     assert [Line(BASE, MethodSpec.parse(spec), 0.5).label for spec in specs] == [
-        "R-Sparse (searched)", "R-Sparse (searched, population 8, generations 9)", "rsparse (rho 0.9, fit svd)", "teal",
+        "R-Sparse (searched)", "R-Sparse (searched, generations 9, population 8)", "rsparse (fit svd, rho 0.9)", "teal",
     ]  # fmt: skip

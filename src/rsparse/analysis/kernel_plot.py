@@ -10,6 +10,7 @@ from rsparse.analysis.kernel_table import UNITS, Record, Row, measured
 from rsparse.atomic import new_file
 
 MARKERS = "osDv^P*X"
+PANELS, SIZE = (2, 3), (13, 7.6)  # SIZE in inches
 TITLES = {"qkv": "q|k|v", "o": "o", "gate_up": "gate|up", "down": "down", "mlp": "MLP block"}
 
 
@@ -20,7 +21,15 @@ def plot(records: Sequence[Record], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7.6), layout="constrained")
+    figure, axes = plt.subplots(*PANELS, figsize=SIZE, layout="constrained")
+    draw(axes, records)
+    with new_file(path) as aside:
+        figure.savefig(aside, dpi=120, format="png")
+    plt.close(figure)
+
+
+def draw(axes: Any, records: Sequence[Record]) -> None:
+    """The same on `axes`, PANELS of them."""
     for axis, unit in zip(axes.flat, UNITS, strict=False):
         for number, (label, rows) in enumerate(_lines(records)):
             _speedups(axis, [row for row in rows if row["unit"] == unit], label, number)
@@ -29,9 +38,6 @@ def plot(records: Sequence[Record], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=7)
     _roofline(axes[1, 2], records)
-    with new_file(path) as aside:
-        figure.savefig(aside, dpi=120, format="png")
-    plt.close(figure)
 
 
 def _lines(records: Sequence[Record]) -> list[tuple[str, list[Row]]]:

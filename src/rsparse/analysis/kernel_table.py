@@ -58,15 +58,20 @@ def markdown(records: Sequence[Record], level: int = 2) -> str:
 
 
 def protocol(records: Sequence[Record]) -> str:
-    """What holds for every row."""
+    """What holds for every row of `markdown`."""
+    return f"µs, in brackets the speed-up over the best dense path of the same run. {conditions(records)}"
+
+
+def conditions(records: Sequence[Record]) -> str:
+    """What was run, with which versions, and how fast the device copies."""
     first = records[0]
     versions = f"PyTorch {first['env']['torch']}, Triton {first['config']['triton']}"
     copies = sorted({row["copy_bytes_per_second"] for r in records for row in measured(r) if row["copy_bytes_per_second"]})
     copy = "" if not copies else f" The device copies at {_range([each / 1e12 for each in copies])} TB/s."
     commits = sorted({row["commit"] or "unknown" for record in records for row in measured(record)})
     return (
-        "µs, in brackets the speed-up over the best dense path of the same run. Random weights; masks are "
-        f"{first['config']['masks']}. {versions}, median of {first['config']['repeats']}, commit {', '.join(commits)}.{copy}"
+        f"Random weights; masks are {first['config']['masks']}. {versions}, median of {first['config']['repeats']}, "
+        f"commit {', '.join(commits)}.{copy}"
     )
 
 

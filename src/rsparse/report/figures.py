@@ -27,18 +27,24 @@ RC: Any = {
 }
 
 
-def plot(name: str, size: tuple[float, float], draw: Callable[[Any], None], *, alt: str) -> str:
-    """SVG of one axis, `size` in inches; `name` is unlike any other's on the page. The same drawing gives the same bytes."""
+def plot(
+    name: str, size: tuple[float, float], draw: Callable[[Any], None], *, alt: str, panels: tuple[int, int] = (1, 1)
+) -> str:
+    """SVG, `size` in inches; `name` is unlike any other's on the page. The same drawing gives the same bytes.
+
+    `draw` gets the axis, of which a legend is made below it, or where there are several `panels` the array of them.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({**RC, "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_alpha(0)
-        axis = figure.subplots()
-        axis.patch.set_alpha(0)
-        draw(axis)
-        handles, labels = axis.get_legend_handles_labels()
+        axes = figure.subplots(*panels)
+        for axis in figure.axes:
+            axis.patch.set_alpha(0)
+        draw(axes)
+        handles, labels = axes.get_legend_handles_labels() if panels == (1, 1) else ([], [])
         if labels:
             figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
         out = io.StringIO()

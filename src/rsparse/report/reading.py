@@ -144,10 +144,12 @@ def _forms(record: Record) -> list[Record]:
     found = []
     for name, metrics in forms.items():
         method = name.lower().replace("-", "_")
-        own = {"preset": name} | ({"method": method} if method in names() else {})
-        own |= {"sparsity": 0.0} if method == "dense" else {}
+        own = {"preset": name}
         if all(record.metrics.get(key) == value for key, value in metrics.items()):  # the form that the record itself is of
             metrics = {key: value for key, value in record.metrics.items() if key != "rows"}
+            own = {"preset": text(record.config, "method") or name}
+        if method in names():
+            own = {"preset": method, "method": method} | ({"sparsity": 0.0} if method == "dense" else {})
         found.append(replace(record, config={**record.config, **own}, metrics=metrics))
     return found
 

@@ -16,6 +16,7 @@ from rsparse.token_policy import TokenPolicy
 
 HOLDS, REVERSED, UNCLEAR, MISSING = "holds", "reversed", "cannot be told", "not comparable"
 EQUAL = "no difference"  # in any row or window
+ORDERING = "Paper's ordering"  # starts the line of a table
 VERBS = {
     REVERSED: "it is reversed for",
     HOLDS: "it holds for",
@@ -141,11 +142,11 @@ def outcomes(results: Results) -> dict[str, list[Outcome]]:
 def verdict_line(found: dict[str, list[Outcome]]) -> str:
     """One plain line: whether the ordering holds here, and where it differs."""
     if not any(found.values()):
-        return "Paper's ordering: none is published for these rows."
+        return f"{ORDERING}: none is published for these rows."
     absences = {each.absent if each.verdict == MISSING else "" for mine in found.values() for each in mine}
     if len(absences) == 1 and (only := absences.pop()):
-        return f"Paper's ordering: {only}."
-    return "Paper's ordering: " + "; ".join(f"under {policy} {_told(each)}" for policy, each in found.items()) + "."
+        return f"{ORDERING}: {only}."
+    return f"{ORDERING}: " + "; ".join(f"under {policy} {_told(each)}" for policy, each in found.items()) + "."
 
 
 def _told(found: list[Outcome]) -> str:

@@ -21,8 +21,12 @@ SAID = {HOLDS: "hold", REVERSED: "reversed", UNCLEAR: "cannot be told", EQUAL: "
 
 def all_results(request: Request, folders: Sequence[Path]) -> dict[str, Results]:
     """Of every table by its name, in the order in which a page has them."""
-    ordered = sorted(names(), key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-    return {name: Results(load(name), request, *folders) for name in ordered}
+    return {name: Results(load(name), request, *folders) for name in sorted(names(), key=place)}
+
+
+def place(name: str) -> tuple[int, str]:
+    """Where a table stands on a page: sorts names."""
+    return ORDER.index(name) if name in ORDER else len(ORDER), name
 
 
 def has_records(results: Results) -> bool:
@@ -36,7 +40,7 @@ def page(title: str, tables: Mapping[str, Results], head: Sequence[str] = ()) ->
     """The tables that have records, after the lines of `head`, one that says which have none, and what several tables say."""
     shown = {name: results for name, results in tables.items() if has_records(results)}
     absent = [f"`{name}`" for name in tables if name not in shown]
-    sentences, lines = (_repeated(said(each) for each in shown.values()) for said in (protocol, notes))
+    sentences, lines = (repeated(said(each) for each in shown.values()) for said in (protocol, notes))
     sources = [line for line in lines if line.startswith(SOURCE)]  # other lines say of one table what is not so of the next
     known = {*sentences, *sources, *(line for each in shown.values() for line in chosen([each]))}
     parts = [f"# {title}", "", *head, "", *([" ".join(sentences), ""] if sentences else [])]
@@ -45,7 +49,7 @@ def page(title: str, tables: Mapping[str, Results], head: Sequence[str] = ()) ->
     return "\n".join([*parts, "", *(markdown(results, known) for results in shown.values())]).rstrip("\n") + "\n"
 
 
-def _repeated(said: Iterable[list[str]]) -> list[str]:
+def repeated(said: Iterable[Sequence[str]]) -> list[str]:
     """What more than one of them says, in the order of the first."""
     counts = Counter(line for each in said for line in dict.fromkeys(each))
     return [line for line, count in counts.items() if count > 1]

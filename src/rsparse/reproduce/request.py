@@ -11,6 +11,7 @@ from rsparse.benchmark.grid import DENSE, Cell
 from rsparse.benchmark.settings import Settings
 from rsparse.errors import RSparseError
 from rsparse.methods import MethodSpec
+from rsparse.reproduce.naming import title
 from rsparse.reproduce.table import BASE, PAPER_METHOD, Choice, Table, Variant
 from rsparse.token_policy import TokenPolicy
 
@@ -29,11 +30,7 @@ class Line:
 
     @property
     def label(self) -> str:
-        words = [f"{name} {value}" for name, value in self.method.options]
-        if self.method.name == PAPER_METHOD:
-            name = f"R-Sparse ({', '.join([PAPER_METHOD, *words])})"
-        else:
-            name = f"{self.method.name} ({', '.join(words)})" if words else self.method.label
+        name = title(self.method)
         return f"{name}, {self.variant.title}" if self.variant.title else name
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rsparse.report import labels
+from rsparse.report.baselines import Machine, Path, fastest, left_out, over
 from rsparse.report.paired import kept, ratio
 from rsparse.report.parts import Bullets, Heading, Part, Section, slug
 from rsparse.report.reading import Record, number, text
 from rsparse.report.task_tables import Scored, TaskTable, task_tables
 from rsparse.report.text_tables import Protocol, Row, Text, TextTable, text_tables
+from rsparse.reproduce.table import PAPER_METHOD
 
 ORDER, TITLE = 10, "Headlines"
 MIDDLE = 0.5  # the level nearest to it is told
@@ -26,11 +28,17 @@ def build(records: Sequence[Record]) -> Section | None:
         lines.setdefault(table.protocol.model, []).extend(_quality(table))
     for scored in _scored(task_tables(records)):
         lines.setdefault(scored.protocol.model, []).extend(_tasks(scored))
-    for model in sorted({record.model for record in records}):
-        lines.setdefault(model, []).extend(_speed([r for r in records if r.model == model]))
+    of_model: dict[str, list[Record]] = {}
+    for record in records:
+        of_model.setdefault(record.model, []).append(record)
+    known = fastest(records)
+    for model, mine in of_model.items():
+        lines.setdefault(model, []).extend(_speed(mine, known))
+    random = {model for model, mine in of_model.items() if all(map(labels.is_random, mine))}
     parts: list[Part] = []
-    for model in sorted(model for model, said in lines.items() if said):
-        parts += [Heading(model, slug(TITLE, model)), Bullets(lines[model])]
+    for model in sorted((model for model, said in lines.items() if said), key=lambda model: (model in random, model)):
+        title = f"{model}, random weights" if model in random else model
+        parts += [Heading(title, slug(TITLE, model)), Bullets(lines[model])]
     return Section(TITLE, parts) if parts else None
 
 
@@ -83,10 +91,10 @@ def _quality(table: TextTable) -> list[str]:
         f"the closest to dense of {len({each.method for each in rows})} methods" if len(rows) > 1 else "the only method there"
     )
     line = (
-        f"Perplexity under `{table.protocol.policy}` at {asked:.0%} asked: `{row.method}` is {rival}, "
+        f"Perplexity under `{table.protocol.policy}` at {asked:.0%} asked: **{row.method}** is {rival}, "
         f"×{math.exp(mean):.2f} the dense model's ({'the geometric mean over ' if len(shared) > 1 else ''}{over})"
     )
-    return [f"{line}{_cost(row)}.", *_ordering(rows, asked, shared)]
+    return [f"{line}{_cost(row)}.", *_ordering(table, rows, asked, shared)]
 
 
 def _rivals(texts: Collection[Text], ran: Iterable[Collection[Text]]) -> bool:
@@ -94,16 +102,16 @@ def _rivals(texts: Collection[Text], ran: Iterable[Collection[Text]]) -> bool:
     return sum(set(texts) <= set(each) for each in ran) > 1
 
 
-def _ordering(rows: Sequence[Row], asked: float, shared: Sequence[Text]) -> list[str]:
+def _ordering(table: TextTable, rows: Sequence[Row], asked: float, shared: Sequence[Text]) -> list[str]:
     """R-Sparse against the same without its low-rank part, which the paper puts behind."""
-    searched = [row for row in rows if row.method.partition("-")[0] == "searched"]  # the paper's own; its options may follow
+    searched = [row for row in rows if labels.bare(_first(row)) == PAPER_METHOD]  # its options may follow
     ours = searched or [row for row in rows if row.method == "rsparse"]
     without = [row for row in rows if row.method == "sparse_only"]
     if not ours or not without:
         return []
     # Of one study, which has one calibration, where there is such a pair; without options where there is such a row.
     pairs = [(mine, theirs) for mine in ours for theirs in without]
-    mine, theirs = min(pairs, key=lambda pair: (_folder(pair[0]) != _folder(pair[1]), "-" in pair[0].method))
+    mine, theirs = min(pairs, key=lambda pair: (_folder(pair[0]) != _folder(pair[1]), labels.has_options(_first(pair[0]))))
     found = [each for text in shared if (each := ratio(mine.cells[text], theirs.cells[text])) is not None]
     if not found:
         return []
@@ -112,13 +120,23 @@ def _ordering(rows: Sequence[Row], asked: float, shared: Sequence[Text]) -> list
     said = "holds" if ahead == len(found) else mixed
     mean = math.exp(statistics.fmean(math.log(each.value) for each in found))
     return [
-        f"The paper's ordering, R-Sparse (`{mine.method}`) ahead of sparse-only, {said} here at {asked:.0%} asked: "
-        f"×{mean:.3f} its perplexity; by the paired 95 % intervals ahead on {ahead} of {len(found)} texts, behind on {behind}."
+        f"The paper's ordering, {_paper_name(mine)} ahead of {theirs.method}, {said} here under `{table.protocol.policy}` at "
+        f"{asked:.0%} asked: ×{mean:.3f} its perplexity; by the paired 95 % intervals ahead on {ahead} of {len(found)} texts, "
+        f"behind on {behind}."
     ]
 
 
+def _paper_name(row: Row) -> str:
+    """Ours of one rho stands in where nothing was searched."""
+    return row.method if labels.bare(_first(row)) == PAPER_METHOD else f"R-Sparse (here {row.method}, not searched)"
+
+
+def _first(row: Row) -> Record:
+    return next(iter(row.cells.values()))
+
+
 def _folder(row: Row) -> str:
-    return next(iter(row.cells.values())).folder
+    return _first(row).folder
 
 
 def _cost(row: Row) -> str:
@@ -142,29 +160,52 @@ def _tasks(table: TaskTable) -> list[str]:
     share, best = max(found, key=lambda pair: pair[0].value)
     rival = f"the most of {len({each.method for _, each in found})} methods" if len(found) > 1 else "the only method there"
     return [
-        f"Tasks under `{table.protocol.policy}` at {asked:.0%} asked: `{best.method}` keeps {share.value:.1%} "
+        f"Tasks under `{table.protocol.policy}` at {asked:.0%} asked: **{best.method}** keeps {share.value:.1%} "
         f"(95 %: {share.low:.1%} to {share.high:.1%}) of the dense model's accuracy above chance, {rival}, over "
         f"{len(best.scores)} tasks."
     ]
 
 
-def _speed(records: Sequence[Record]) -> list[str]:
-    """The fastest generation on each machine, a loss too."""
-    found: dict[str, tuple[float, Record]] = {}
+def _speed(records: Sequence[Record], known: Mapping[Machine, Path]) -> list[str]:
+    """The fastest generation on each machine at the level in the middle and the smallest batch, a loss too; of real weights
+    before random ones. A run without the fastest dense path that is known counts only where there is no other."""
+    found: dict[tuple[bool, str, str], list[Record]] = {}
     for record in records:
-        gain = number(record.metrics, "speedup")
-        if gain is None or number(record.metrics, "tokens_per_second") is None or labels.is_dense(record):
-            continue
-        if record.machine not in found or gain > found[record.machine][0]:
-            found[record.machine] = gain, record
+        whole = all(number(record.metrics, name) is not None for name in ("speedup", "tokens_per_second"))
+        if whole and not labels.is_dense(record):
+            key = labels.is_random(record), record.machine, text(record.config, "dtype")
+            found.setdefault(key, []).append(record)
+    mixed = len({random for random, *_ in found}) > 1  # else the heading says it
     lines = []
-    for machine, (gain, record) in sorted(found.items(), key=lambda pair: pair[0]):
-        rate = number(record.metrics, "tokens_per_second") or 0.0
-        asked = labels.level(record)
-        verdict = "faster than" if gain > 1 else "slower than" if gain < 1 else "as fast as"
-        dtype = text(record.config, "dtype")
-        lines.append(
-            f"Generation on {machine}{f', {dtype}' if dtype else ''}: the best is `{labels.method(record)}` at {asked:.0%} "
-            f"asked, {rate:.3g} tokens/s, ×{gain:.2f} the dense path of its run, so {verdict} dense."
-        )
+    for (random, machine, dtype), mine in sorted(found.items(), key=lambda pair: pair[0]):
+
+        def rank(record: Record) -> tuple[Any, ...]:
+            level = labels.level(record)
+            batch, gain = number(record.config, "batch") or 0, number(record.metrics, "speedup") or 0
+            return left_out(record, known) is not None, batch, abs(level - MIDDLE), level, -gain
+
+        best = min(mine, key=rank)
+        batch = f", batch {text(best.config, 'batch')}" if text(best.config, "batch") else ""
+        where = f"{machine}{f', {dtype}' if dtype else ''}{batch}{', random weights' if random and mixed else ''}"
+        lines.append(f"Generation on {where}, at {labels.level(best):.0%} asked: {_gain(best)}")
     return lines
+
+
+def _gain(record: Record) -> str:
+    """Tokens a second, and each speed-up with what it is over."""
+    metrics = record.metrics
+    gain, cublas = number(metrics, "speedup") or 0.0, number(metrics, "speedup_cublas")
+    verdict = "faster than" if gain > 1 else "slower than" if gain < 1 else "as fast as"
+    path, rate = over(record, "speedup"), number(metrics, "dense_tokens_per_second")
+    named = ", ".join(filter(None, [f"`{path}`" if path else "", f"{_rate(rate)} tokens/s" if rate else ""]))
+    also = over(record, "speedup_cublas")
+    beside = f", and ×{cublas:.2f} the best with cuBLAS (`{also}`)" if cublas is not None and also and also != path else ""
+    return (
+        f"**{labels.method(record)}** makes {_rate(number(metrics, 'tokens_per_second') or 0.0)} tokens/s, {verdict} dense: "
+        f"×{gain:.2f} the best dense path of its run{f' ({named})' if named else ''}{beside}."
+    )
+
+
+def _rate(value: float) -> str:
+    """As one would say it: 1,125, 320, 11.1."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -14,6 +14,7 @@ from rsparse.methods import names
 from rsparse.methods._registry import load
 from rsparse.report.parts import Facts, Heading, Link, Paragraph, Part, Section, slug
 from rsparse.report.reading import Record, text
+from rsparse.reproduce.naming import title_of
 
 ORDER, TITLE = 90, "Methods"
 COMPENSATE = "compensate"
@@ -30,7 +31,7 @@ def build(records: Sequence[Record]) -> Section | None:
             found.setdefault(name, set()).add(record.path)
     parts: list[Part] = []
     for name in sorted(found):
-        parts += [Heading(name, slug(TITLE, name)), *_card(name, len(found[name]))]
+        parts += [Heading(title_of(name), slug(TITLE, name)), *_card(name, len(found[name]))]
     return Section(TITLE, parts) if parts else None
 
 

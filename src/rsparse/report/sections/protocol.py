@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from rsparse.benchmark.settings import SETTINGS_FILE
 from rsparse.report.parts import Facts, Heading, Paragraph, Part, Section, slug
 from rsparse.report.reading import Record, text
+from rsparse.reproduce.naming import title_of
 
 ORDER, TITLE = 20, "Protocol"
 LIMIT = 12  # values in one line
@@ -43,7 +44,7 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
         ("records", f"{len({r.path for r in records})}"),
         ("called", _values(text(r.config, "model") for r in records)),
         ("weights", _values(_weights(r) for r in records)),
-        ("methods", _values(text(r.config, "preset") or text(r.config, "method") for r in records)),
+        ("methods", _values(title_of(text(r.config, "preset") or text(r.config, "method")) for r in records)),
         ("token policy", _values(text(r.config, "token_policy") for r in records)),
         ("sink tokens", _values(text(r.config, "sink_tokens") for r in records)),
         ("window", _values((text(r.config, "seq_len") for r in records), ending=" tokens")),

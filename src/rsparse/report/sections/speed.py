@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rsparse.report import labels
+from rsparse.report.baselines import Machine, Path, fastest, left_out, over
 from rsparse.report.parts import EMPTY, Cell, Column, Heading, Paragraph, Part, Rows, Section, Table, slug
 from rsparse.report.reading import Record, number, text
 
 ORDER, TITLE = 60, "Speed"
-SUITES = {"kernels": "kernels", "mlp": "MLP block", "decode": "generation", "evaluation": "evaluation"}
-OTHERS = {"quality", "search", "analyze", "reproduce", "refused"}
-LEAD = ("tokens_per_second", "dense_tokens_per_second", "speedup")  # and what else is measured follows by name
+SUITES = {"decode": "generation", "evaluation": "evaluation"}
+OTHERS = {"quality", "search", "analyze", "reproduce", "refused", "kernels", "parity"}
+LEAD = (
+    "tokens_per_second",
+    "dense_tokens_per_second",
+    "speedup",
+    "speedup_cublas",
+    "speedup_by_bytes",
+)  # and what else is measured follows by name
 SETTINGS = (
     "dtype", "backend", "batch", "prompt_tokens", "new_tokens", "repeats", "token_policy", "threads", "ranks", "rank_share",
 )  # fmt: skip
@@ -24,14 +32,19 @@ GIGA, MEGA = ("GB/s",), ("MB a token", "MB")
 QUALITY = {
     "perplexity", "dense_perplexity", "tokens", "kl_to_dense", "token_agreement", "sparse_row_share", "achieved_sparsity",
 }  # fmt: skip
+DIGITS = re.compile(r"(\d+)")
 TITLES = {
     "tokens_per_second": "speed", "bytes_per_token": "read", "dense_bytes_per_token": "dense reads", "ms_per_token": "a step",
     "speedup_by_bytes": "bound by bytes", "speedup_of_linears": "bound of linears", "bytes_per_second": "bandwidth",
-    "copy_bytes_per_second": "copy bandwidth",
+    "copy_bytes_per_second": "copy bandwidth", "speedup": "over best dense", "speedup_cublas": "over best cuBLAS",
+    "dense_tokens_per_second": "best dense",
 }  # fmt: skip
 INTRO = (
-    "Every speed-up is over the dense path that its name gives, measured in the same run on the same machine; plain `speedup` "
-    "is over the best of them. One above 1 is a gain. A bound is what the bytes alone would allow, not a measurement. **best** "
+    "Every speed-up is measured in the same run on the same machine as what it is over, whose name stands below it: over "
+    "the best dense path of the run, or the best with cuBLAS. `steps` is this runtime on dense weights with the fastest "
+    "kernel we have for them, `steps-cublas` the same with cuBLAS, `compile` the model's own modules under `torch.compile`. A "
+    "figure above 1 is a gain. Runs without the fastest dense path that is known say so in the caption: their speed-up is over "
+    "a slower one, and does not compare with the others. A bound is what the bytes alone would allow, no measurement. **best** "
     "is the highest of its level. Speeds of evaluation say how fast a model is measured, nothing of how fast it generates."
 )
 
@@ -45,13 +58,26 @@ def build(records: Sequence[Record]) -> Section | None:
     if not found:
         return None
     parts: list[Part] = [Paragraph(INTRO)]
+    known = fastest(records)
     for place, key in enumerate(sorted(found)):
         model, number_, _, machine = key
         if place == 0 or sorted(found)[place - 1][0] != model:
             parts.append(Heading(model, slug(TITLE, model)))
         what = list(SUITES.values())[number_]
-        parts.append(_table(f"{model}, {what}, on {machine}. Records of {found[key][0].place}.", found[key]))
+        random = ", random weights" if all(map(labels.is_random, found[key])) else ""
+        caption = f"{model}{random}, {what}, on {machine}. Records of {found[key][0].place}. {_lacking(found[key], known)}"
+        parts.append(_table(caption.strip(), found[key]))
     return Section(TITLE, parts, frozenset(record.path for group in found.values() for record in group))
+
+
+def _lacking(records: Sequence[Record], known: Mapping[Machine, Path]) -> str:
+    """A sentence where runs were without the fastest dense path that others of the same model and machine have."""
+    lacking = {best for record in records if (best := left_out(record, known)) is not None}
+    return " ".join(
+        f"**Without the fastest dense path**, `{path.name}` ({path.rate:,.0f} tokens/s in {path.place}): speed-ups here are "
+        "over slower ones."
+        for path in sorted(lacking, key=lambda path: (path.name, path.rate, path.place))
+    )
 
 
 def _suite(record: Record) -> str | None:
@@ -79,7 +105,8 @@ def _flat(record: Record) -> dict[str, Any]:
 def _columns(records: Sequence[Record]) -> list[str]:
     """Numbers that one of them has, the leading ones first; quality stands elsewhere."""
     names = {name for r in records for name in _flat(r) if number(_flat(r), name) is not None} - QUALITY
-    return [name for name in LEAD if name in names] + sorted(names - set(LEAD))
+    rest = sorted(names - set(LEAD), key=lambda name: [int(each) if each.isdigit() else each for each in DIGITS.split(name)])
+    return [name for name in LEAD if name in names] + rest
 
 
 def _table(caption: str, records: Sequence[Record]) -> Table:
@@ -113,13 +140,14 @@ def _cell(record: Record, name: str, peers: Sequence[Record]) -> Cell:
     scaled = value / 1e9 if unit in GIGA else value / 1e6 if unit in MEGA else value
     others = [each for peer in peers if (each := number(peer.metrics, name)) is not None]
     best = name in ("tokens_per_second", "speedup") and len(others) > 1 and value == max(others)
-    return Cell(_figure(scaled, name), mark="best" if best else "", sort=value)
+    path = over(record, name) if name in ("speedup", "speedup_cublas") else ""
+    return Cell(_figure(scaled, name), path, "best" if best else "", value)
 
 
 def _figure(value: float, name: str) -> str:
     if name.startswith("speedup"):
         return f"×{value:.2f}"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _unit(name: str) -> str:
