@@ -17,6 +17,7 @@ RHO = 0.95
 CALIBRATION_TOKENS, SETTLE_TOKENS, TEST_TOKENS, SEQ_LEN, ROWS = 8192, 4096, 4096, 512, 2048
 PROMPTS = ("The capital of France is", "To make a cup of tea, first")
 NEW_TOKENS = 48
+BEHIND = 1.005  # times sparse-only's perplexity: nearer, neither is ahead
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +104,7 @@ def _print(rows: dict[str, dict[str, Any]], sparsity: float) -> None:
         "each window's first sparse.\nBytes: weights that one token reads, head included. Tokens/s: plain PyTorch, "
         "which reads dropped weights all the same; kernels that skip them run on CUDA."
     )
-    if rows["R-Sparse"]["perplexity"] > rows["sparse-only"]["perplexity"]:
+    if rows["R-Sparse"]["perplexity"] > BEHIND * rows["sparse-only"]["perplexity"]:
         print(
             "R-Sparse is behind: it spends bytes on low rank in every linear, and in most of a small model's they buy more as "
             "channels\n(docs/low_rank.md); `rsparse sparsify --quality balanced` takes low rank only where it pays."

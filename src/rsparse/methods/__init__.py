@@ -24,9 +24,9 @@ Plan = Recipe | GatedPlan
 class Method(Protocol):
     """The function `prepare` of a method's file, or of an entry point in the group `rsparse.methods`.
 
-    One that looks at activations also takes `calibration`, which may be None, and one that can go on after a kill `state_file`,
-    which may too. One whose masks are not the linears' own inputs
-    returns a GatedPlan and says so in its annotation; `conversion.sparsify` takes both.
+    One that looks at activations also takes `calibration`, and one that can go on after a kill `state_file`: either may be
+    None. One whose masks are not the linears' own inputs returns a GatedPlan and says so in its annotation;
+    `conversion.sparsify` takes both.
     """
 
     def __call__(self, model: PreTrainedModel, sparsity: float, **options: Any) -> Plan:

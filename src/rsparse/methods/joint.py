@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 SCORES = ("magnitude", "column_norm")
+STEP, GREEDY_TOKENS = 0.05, 1024  # of the greedy that the levels start from
 
 
 def check(options: Mapping[str, Any]) -> None:
@@ -66,21 +67,20 @@ def prepare(
     if sparsity < LEAST:
         raise RSparseError(f"method joint starts at sparsity {LEAST}, got {sparsity}")
     first, *others = SCORES if criterion is None else (criterion,)
-    how: dict[str, Any] = {
-        "tokens": tokens,
-        "rounds": rounds,
-        "polish": polish,
-        "lowrank": lowrank,
-        "grouping": grouping,
-        "seed": seed,
-    }
-    kept = AllocationFile(state_file, _settings(model, calibration) | {"sparsity": sparsity, "criterion": criterion} | how)
+    settings = {
+        "sparsity": sparsity, "criterion": criterion or [*SCORES], "step": STEP, "greedy_tokens": GREEDY_TOKENS,
+        "tokens": tokens, "rounds": rounds, "polish": polish, "lowrank": lowrank, "grouping": grouping, "seed": seed,
+    }  # fmt: skip
+    kept = AllocationFile(state_file, _settings(model, calibration) | settings)
     levels = greedy_levels(
-        model, calibration, sparsity, method="joint", criterion=first, grouping=grouping, step=0.05, tokens=1024,
+        model, calibration, sparsity, method="joint", criterion=first, grouping=grouping, step=STEP, tokens=GREEDY_TOKENS,
         known=kept.blocks, keep=kept.add_block,
     )  # fmt: skip
     start = {name: Choice(level, criterion=first) for name, level in levels.items()}
-    found = allocate(model, calibration, start, criteria=others, kept=kept, **how)
+    found = allocate(
+        model, calibration, start, criteria=others, kept=kept, tokens=tokens, rounds=rounds, polish=polish, lowrank=lowrank,
+        grouping=grouping, seed=seed,
+    )  # fmt: skip
     units = {
         name: UnitRecipe.uniform(linears, size, each.sparsity, each.rho, criterion=each.criterion)
         for (name, (linears, size)), each in zip(unit_shapes(model, grouping).items(), found.choices.values(), strict=True)
