@@ -10,16 +10,7 @@ from rsparse.report.build import render
 from rsparse.report.reading import read
 from rsparse.report.sections import kernels as section
 from tests.benchmark import kernel_rows
-from tests.report.records import Page, record, write
-
-
-@pytest.fixture
-def page(tmp_path):
-    def made(**records):
-        write(tmp_path, **records)
-        return Page(render(*read(tmp_path), "title")[0])
-
-    return made
+from tests.report.records import record, write
 
 
 def kernels(*rows):

@@ -6,21 +6,10 @@ import math
 
 import pytest
 
-from rsparse.report.build import render
-from rsparse.report.reading import read
-from tests.report.records import Page, quality, write
+from tests.report.records import quality
 
 # Over dense: teal exp(0.2), sparse_only exp(0.3), each alike in all windows; wina exp(0.2) in the mean, far apart in windows.
 DENSE, TEAL, ONLY, WINA = [1.0, 2.0], [1.2, 2.2], [1.3, 2.3], [1.0, 2.6]
-
-
-@pytest.fixture
-def page(tmp_path):
-    def made(**records):
-        write(tmp_path, **records)
-        return Page(render(*read(tmp_path), "title")[0])
-
-    return made
 
 
 def test_perplexities_by_hand(page):

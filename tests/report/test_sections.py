@@ -18,15 +18,6 @@ SEARCH = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def page(tmp_path):
-    def made(**records):
-        write(tmp_path, **records)
-        return Page(render(*read(tmp_path), "title")[0])
-
-    return made
-
-
 def test_sections_are_files_in_their_order():
     first, *middle, last = sections.names()
     assert (first, last) == ("headlines", "method_cards")

@@ -13,6 +13,7 @@ from rsparse.errors import RSparseError
 
 Record = dict[str, Any]
 SPEEDS = "Speed-ups are of decode alone, over the best dense path of the same run, with lm_head, attention and KV included."
+CUBLAS = ("steps-cublas", "compile-blocks", "compile")  # dense paths whose products are cuBLAS's
 # Longest first: a kernel is of the first kind whose word its name holds.
 KINDS: Mapping[str, tuple[str, ...]] = {
     "attention": ("attend", "flash", "fmha", "attention", "sdpa"),

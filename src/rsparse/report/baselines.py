@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from rsparse.analysis.decode_table import CUBLAS
 from rsparse.report.reading import Record, number, text
 
 Machine = tuple[str, ...]
-ROUNDED = 0.002  # rates and speed-ups are kept with four digits or more
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,9 @@ def paths(record: Record) -> list[Path]:
 
 
 def over(record: Record, speedup: str) -> str:
-    """The path that a speed-up is over: the one that is so much slower than the record. Empty where none is."""
-    gain, rate = number(record.metrics, speedup), number(record.metrics, "tokens_per_second")
-    mine = paths(record)
-    if not gain or not rate or not mine:
-        return ""
-    nearest = min(mine, key=lambda path: abs(rate / path.rate - gain))
-    return nearest.name if abs(rate / nearest.rate / gain - 1) < ROUNDED else ""
+    """The path that `speedup` or `speedup_cublas` is over: the fastest, of all or of those with cuBLAS. Empty without one."""
+    mine = [path for path in paths(record) if speedup == "speedup" or path.name in CUBLAS]
+    return max(mine, key=lambda path: path.rate).name if mine else ""
 
 
 def fastest(records: Iterable[Record]) -> dict[Machine, Path]:

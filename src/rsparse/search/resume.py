@@ -13,6 +13,7 @@ from typing import Any
 from rsparse.atomic import write_text
 from rsparse.errors import RSparseError
 from rsparse.recipe import Recipe
+from rsparse.search.same import check_same
 
 
 class AllocationFile:
@@ -63,13 +64,8 @@ class AllocationFile:
             raise RSparseError(
                 f"cannot read {path}, an allocation's state ({type(error).__name__}: {error}); remove it"
             ) from error
-        for name in sorted({*settings, *self.settings}):
-            there, here = settings.get(name), self.settings.get(name)
-            if there != here:
-                raise RSparseError(
-                    f"{path} is the state of another allocation: its {name} is {there}, here it is {here}; "
-                    "remove it or finish that one"
-                )
+        subject = f"{path} is the state of another allocation"
+        check_same(subject, settings, self.settings, {*settings, *self.settings}, "remove it or finish that one")
         self._blocks, self._trials = blocks, trials
 
     def _save(self) -> None:

@@ -25,6 +25,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from rsparse.errors import RSparseError
+from rsparse.search.same import check_same
 
 Slot = tuple[int, int]
 POLL_SECONDS = 0.5
@@ -163,12 +164,7 @@ def check_study(storage: str, name: str, settings: dict[str, Any]) -> None:
 
 
 def _compare(name: str, there: dict[str, Any], here: dict[str, Any], keys: set[str]) -> None:
-    for key in sorted(keys):
-        if there.get(key) != here.get(key):
-            raise RSparseError(
-                f"the study {name!r} is of another search: its {key} is {there.get(key)}, here it is {here.get(key)}; "
-                "choose another --study or --storage"
-            )
+    check_same(f"the study {name!r} is of another search", there, here, keys, "choose another --study or --storage")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rsparse import records
+from rsparse.analysis.decode_table import CUBLAS
 from rsparse.benchmark.decode import kernels
 from rsparse.benchmark.decode.paths import DENSE_PATHS, Steps, dense_paths
 from rsparse.benchmark.decode.source import Source
@@ -29,7 +30,6 @@ from rsparse.sparse_model import achieved_sparsity, measuring, state
 from rsparse.token_policy import TokenPolicy
 
 RANKS = ("none", "quarter")
-CUBLAS = ("steps-cublas", "compile-blocks", "compile")
 
 
 @dataclass(frozen=True)
