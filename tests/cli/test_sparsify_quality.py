@@ -55,7 +55,7 @@ def test_quality(here, quality, method, compensated):
     assert ("fit_settings" in config, fit & metrics.keys()) == (compensated, fit if compensated else set())
     if compensated:
         assert config["fit_settings"] == {
-            "steps": 4, "batch_tokens": 96, "learning_rate": 0.0025, "factor_rate": 2.0, "levels": True, "factors": True,
+            "steps": 4, "batch_tokens": 96, "learning_rate": 0.0025, "factor_rate": 4.0, "levels": True, "factors": True,
             "check_every": 2, "patience": 5, "seed": 3,
         }  # fmt: skip
         assert [step for step, _ in metrics["history"]] == [0, 2, 4]

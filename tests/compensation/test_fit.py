@@ -17,6 +17,7 @@ from rsparse.token_policy import TokenPolicy
 from tests.compensation.fits import (
     SETTINGS,
     achieved,
+    alike,
     contents,
     fitted,
     logits,
@@ -178,7 +179,7 @@ def test_a_second_fit_starts_where_the_first_ended():
 
 def test_where_nothing_is_better_the_vectors_stay_zero(monkeypatch):
     values = itertools.count(1.0)
-    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: next(values))
+    monkeypatch.setattr(module._Fit, "_heldout_kls", lambda self, step: alike(next(values)))
     model, result = fitted()
     assert (result.step, result.kl, result.before) == (0, 1.0, 1.0)
     found = contents(model)
@@ -201,10 +202,10 @@ def test_patience(monkeypatch, kls, patience, steps, kept):
 
     def listed(self, step):
         seen[step] = self.fitted.values.detach().clone()
-        return next(values)
+        return alike(next(values))
 
     fits, finish = [], module._Fit.finish
-    monkeypatch.setattr(module._Fit, "_heldout_kl", listed)
+    monkeypatch.setattr(module._Fit, "_heldout_kls", listed)
     monkeypatch.setattr(module._Fit, "finish", lambda self: fits.append(self) or finish(self))
     _, result = fitted(steps=12, check_every=2, patience=patience)
     assert result.history == [(2 * place, kls[place]) for place in range(steps // 2 + 1)]
@@ -213,9 +214,9 @@ def test_patience(monkeypatch, kls, patience, steps, kept):
     assert len({tuple(each.tolist()) for each in seen.values()}) == len(seen)
 
 
-def test_after_a_look_that_finds_nothing_better_it_goes_on_from_the_best_at_half_the_rate(monkeypatch):
-    """Looks behind steps 2, 4, 6 and 8: 4 is worse than 2, and 6, which started from 2, is better."""
-    kls, seen, rates, real = {0: 5.0, 2: 4.0, 4: 4.5, 6: 3.0, 8: 3.0}, {}, {}, module._Fit._step
+def test_after_a_look_that_finds_it_worse_it_goes_on_from_the_best_at_half_the_rate(monkeypatch):
+    """Looks behind steps 2, 4, 6 and 8: 4 is worse than 2, 6, which started from 2, is better, and 8 worse than 6."""
+    kls, seen, rates, real = {0: 5.0, 2: 4.0, 4: 4.5, 6: 3.0, 8: 3.1}, {}, {}, module._Fit._step
 
     def step(self, number, halvings):
         moments = self.optimizer.state.get(self.fitted.values, {})
@@ -224,7 +225,7 @@ def test_after_a_look_that_finds_nothing_better_it_goes_on_from_the_best_at_half
         rates[number] = self.optimizer.param_groups[0]["lr"] / module._schedule(number, 10)
         return kl
 
-    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, number: kls.get(number, 9.0))
+    monkeypatch.setattr(module._Fit, "_heldout_kls", lambda self, number: alike(kls.get(number, 9.0)))
     monkeypatch.setattr(module._Fit, "_step", step)
     fitted(steps=10, check_every=2, learning_rate=0.08)
     assert rates == pytest.approx({1: 0.08, 2: 0.08, 3: 0.08, 4: 0.08, 5: 0.04, 6: 0.04, 7: 0.04, 8: 0.04, 9: 0.02, 10: 0.02})
@@ -234,9 +235,42 @@ def test_after_a_look_that_finds_nothing_better_it_goes_on_from_the_best_at_half
     assert float(seen[7][1]) == 4  # updates of the state that it is
 
 
+@pytest.mark.parametrize(("change", "worse"), [(0.11, False), (0.12, True), (-0.12, False)])
+def test_worse_is_more_than_two_standard_errors_above(change, worse):
+    """Four windows that change by 0.1 and -0.1 in turn: a standard deviation of 0.1155, an error of the mean of half that."""
+    best = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    assert module._worse(best + change + torch.tensor([0.1, -0.1, 0.1, -0.1]), best) is worse
+
+
+def test_of_a_single_window_any_change_is_sure():
+    assert module._worse(torch.tensor([1.1]), torch.tensor([1.0]))
+    assert not module._worse(torch.tensor([1.0]), torch.tensor([1.0]))
+
+
+def test_a_look_that_is_higher_by_chance_changes_nothing_but_what_is_kept(monkeypatch):
+    """Look 4 lies above look 2 by less than its windows scatter: the steps behind it are those of a fit that never looked."""
+    chance = torch.tensor([0.5, -0.5, 0.5, -0.5, 0.1], dtype=torch.float64)
+    looks, seen, real = {0: alike(5.0), 2: alike(3.0), 4: alike(3.1) + chance, 6: alike(3.2) + chance}, {}, module._Fit._step
+
+    def step(self, number, halvings):
+        kl = real(self, number, halvings)
+        seen.setdefault(number, []).append((self.fitted.values.detach().clone(), self.optimizer.param_groups[0]["lr"]))
+        return kl
+
+    monkeypatch.setattr(module._Fit, "_heldout_kls", lambda self, number: looks[number])
+    monkeypatch.setattr(module._Fit, "_step", step)
+    kept = contents(fitted(steps=6, check_every=2)[0])
+    monkeypatch.setattr(module._Fit, "_heldout_kls", lambda self, number: alike(9.0 - number))
+    falling = contents(fitted(steps=6, check_every=2)[0])
+    for one, other in seen.values():
+        assert torch.equal(one[0], other[0])
+        assert one[1] == other[1]
+    assert not same(kept, falling)
+
+
 def test_the_thresholds_are_those_of_the_state_that_it_goes_back_to(monkeypatch):
     settled, kls = [], {0: 5.0, 2: 4.0, 4: 6.0}
-    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: kls[step])
+    monkeypatch.setattr(module._Fit, "_heldout_kls", lambda self, step: alike(kls[step]))
     real = module._Fit._step
     monkeypatch.setattr(
         module._Fit,
@@ -315,7 +349,7 @@ def test_settling_looks_at_windows_from_all_over_the_text(monkeypatch):
 
 def test_levels_are_in_units_of_a_step(monkeypatch):
     """At a learning rate of 0.005 one step moves a level by no more than 0.002."""
-    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: 1.0 - step)
+    monkeypatch.setattr(module._Fit, "_heldout_kls", lambda self, step: alike(1.0 - step))
     model = model_of(rho=1.0)
     fitted(model, steps=1, learning_rate=0.5)  # the warm-up's tenth of it
     moved = [unit.sparsity - 0.5 for unit in state(model).recipe.units.values()]

@@ -16,6 +16,7 @@ from rsparse.sparse_model import state
 from tests.compensation.fits import (
     SETTINGS,
     StopError,
+    alike,
     contents,
     fitted,
     model_of,
@@ -45,7 +46,7 @@ def test_a_resumed_fit_ends_as_one_that_nobody_disturbed(tmp_path, done, stop, f
 @pytest.mark.parametrize(("last", "kept"), [(3.0, 2), (0.5, 6)])
 def test_the_best_state_of_before_the_interruption_is_kept_and_gone_on_from(tmp_path, monkeypatch, last, kept):
     kls = {0: 5.0, 2: 1.0, 4: 2.0, 6: last}
-    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: kls[step])
+    monkeypatch.setattr(module._Fit, "_heldout_kls", lambda self, step: alike(kls[step]))
     whole = fitted()
     with pytest.raises(StopError):
         fitted(state_file=tmp_path / "new.fit", report=stopping_at(4))
@@ -54,9 +55,24 @@ def test_the_best_state_of_before_the_interruption_is_kept_and_gone_on_from(tmp_
     assert same(contents(model), contents(whole[0]))
 
 
+def test_it_goes_on_from_a_state_that_is_not_the_best(tmp_path, monkeypatch):
+    """Look 4 lies above look 2 by chance, look 6 above it for sure: that state is left for the best one, of look 2."""
+    chance = torch.tensor([0.5, -0.5, 0.5, -0.5, 0.1], dtype=torch.float64)
+    looks = {0: alike(5.0), 2: alike(3.0), 4: alike(3.1) + chance, 6: alike(4.0), 8: alike(2.0)}
+    monkeypatch.setattr(module._Fit, "_heldout_kls", lambda self, step: looks[step])
+    whole = fitted(steps=8)
+    for stop in (4, 6):
+        path = tmp_path / f"{stop}.fit"
+        with pytest.raises(StopError):
+            fitted(steps=8, state_file=path, report=stopping_at(stop))
+        model, result = fitted(steps=8, state_file=path)
+        assert same(contents(model), contents(whole[0]))
+        assert result.history == whole[1].history
+
+
 def test_patience_counts_across_the_interruption(tmp_path, monkeypatch):
     kls = {0: 5.0, 2: 1.0, 4: 2.0, 6: 3.0}
-    monkeypatch.setattr(module._Fit, "_heldout_kl", lambda self, step: kls[step])
+    monkeypatch.setattr(module._Fit, "_heldout_kls", lambda self, step: alike(kls[step]))
     options = {"state_file": tmp_path / "new.fit", "check_every": 2, "patience": 2}
     with pytest.raises(StopError):
         fitted(report=stopping_at(6), **options)

@@ -18,7 +18,7 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--learning-rate", type=float, help="in units of an output channel's spread (default: 0.0025, on a CPU 0.005)"
     )
-    parser.add_argument("--factor-rate", type=float, help="that of low-rank factors, times the other (default: 2, on a CPU 1)")
+    parser.add_argument("--factor-rate", type=float, help="that of low-rank factors, times the other (default: 4, on a CPU 1)")
     parser.add_argument("--levels", action=argparse.BooleanOptionalAction, help="also move bytes between units (default: yes)")
     parser.add_argument("--factors", action=argparse.BooleanOptionalAction, help="also fit low-rank factors (default: yes)")
     parser.add_argument("--check-every", type=int, help="steps between looks at the held-out text (default: 20)")

@@ -2,7 +2,7 @@
 
 After SPON (arXiv 2512.12744): one vector a linear that does not depend on the input, trained to match the dense model's
 distribution. Departures: it is added on sparse rows alone, so that dense rows stay exact; the levels can be fitted with it;
-a look at the held-out text that finds nothing better goes back to the best state, at half the rate.
+a look at the held-out text that finds the fit worse than its best state goes back to that one, at half the rate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from rsparse.calibration.windows import spread
 from rsparse.compensation.fitted import FittedVector
 from rsparse.compensation.objective import kl_gradient
-from rsparse.compensation.resume import FitFile, Saved, State
+from rsparse.compensation.resume import Best, FitFile, Saved, State
 from rsparse.compensation.settings import FitSettings
 from rsparse.errors import RSparseError
 from rsparse.losses import batch_tokens, compare, dense_states, hidden_states, window_batches
@@ -138,36 +138,45 @@ class _Fit:
     def run(self, label: str, file: FitFile | None, saved: Saved | None, bar: Any) -> Compensated:
         settings, fitted, start = self.settings, self.fitted, time.perf_counter()
         if saved is not None:
-            self._go_back(saved.best)
+            self._go_back(saved.now)
         fitted.settle()
-        first = 0 if saved is None else saved.step
-        history = [(0, self._heldout_kl(0))] if saved is None else list(saved.history)
-        best = self._now()
+        if saved is None:
+            first, now, kls = 0, self._now(), self._heldout_kls(0)
+            saved = Saved(0, now, Best(now, kls), 0, [(0, float(kls.mean()))])
+        else:
+            first = saved.step
         batches: list[float] = []
         for step in range(first + 1, settings.steps + 1):
-            if _waited(history, settings.patience):
+            if _waited(saved.history, settings.patience):
                 break
-            batches.append(self._step(step, _halvings(history)))
+            batches.append(self._step(step, saved.halvings))
             bar.update()
             if step % settings.check_every and step != settings.steps:
                 continue
             fitted.settle()
-            found = self._heldout_kl(step)
-            if found < min(kl for _, kl in history):
-                best = self._now()
-            else:
-                self._go_back(best)
-                fitted.settle()
-            history.append((step, found))
+            saved = self._looked(step, saved)
             if file is not None:
-                file.save(Saved(step, best, history))
+                file.save(saved)
             left = (time.perf_counter() - start) / (step - first) * (settings.steps - step)
-            self.report(Progress(step, settings.steps, sum(batches) / len(batches), found, left))
+            self.report(Progress(step, settings.steps, sum(batches) / len(batches), saved.history[-1][1], left))
             batches.clear()
+        self._go_back(saved.best.state)
         fitted.settle(exactly=True)
         self._write_recipe(label)
+        history = saved.history
         step, kl = min(history, key=lambda each: each[1])
         return Compensated(history[0][1], kl, step, history, time.perf_counter() - start)
+
+    def _looked(self, step: int, before: Saved) -> Saved:
+        """What a look at the held-out text makes of the state that `before` has come to."""
+        kls, now, best, halvings = self._heldout_kls(step), self._now(), before.best, before.halvings
+        if kls.mean() < best.kls.mean():
+            best = Best(now, kls)
+        elif _worse(kls, best.kls):
+            now, halvings = best.state, halvings + 1
+            self._go_back(now)
+            self.fitted.settle()
+        return Saved(step, now, best, halvings, [*before.history, (step, float(kls.mean()))])
 
     def _now(self) -> State:
         values = self.fitted.values
@@ -230,15 +239,17 @@ class _Fit:
         return picked
 
     @torch.no_grad()
-    def _heldout_kl(self, step: int) -> float:
-        total = 0.0
+    def _heldout_kls(self, step: int) -> Tensor:
+        """KL of each held-out window, [m] fp64 on the CPU."""
+        kls = []
         for start, ids in window_batches(self.model, self.heldout):
             with state(self.model).policy.using(self.policy):
                 hidden = hidden_states(self.model, ids)
             found = compare(self.model, ids, hidden, self.dense_heldout[start : start + len(ids)])
-            total += float(found.kl.double().mean()) * len(ids)
-        _check_finite(total, step)
-        return total / len(self.heldout)
+            kls.append(found.kl.double().mean(-1).cpu())
+        found_kls = torch.cat(kls)
+        _check_finite(float(found_kls.mean()), step)
+        return found_kls
 
     def _write_recipe(self, label: str) -> None:
         recipe = recipe_state(self.model).recipe
@@ -258,10 +269,15 @@ def _check_finite(kl: float, step: int) -> None:
         raise RSparseError(f"the KL is not finite at step {step}; try --dtype float32 or a lower learning rate")
 
 
-def _halvings(history: list[tuple[int, float]]) -> int:
-    """How many checks found nothing better than all before them."""
-    kls = [kl for _, kl in history]
-    return sum(kls[place] >= min(kls[:place]) for place in range(1, len(kls)))
+def _worse(kls: Tensor, best: Tensor) -> bool:
+    """Whether the windows' mean lies above the best's by more than two standard errors of the difference.
+
+    Rounding alone moves a look at 16 windows of 512 tokens by 1 % (SmolLM2, sparse-only, 50 %: 0.441 to 0.443, 0.444, 0.446
+    and 0.452, a standard error of 0.004 to 0.005): a flipped mask changes its token and those behind it.
+    """
+    change = kls - best
+    error = float(change.std()) / math.sqrt(len(change)) if len(change) > 1 else 0.0
+    return float(change.mean()) > 2 * error
 
 
 def _waited(history: list[tuple[int, float]], patience: int) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -35,11 +35,24 @@ class State:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The state with the smallest mean of the held-out windows' KLs [m], and these."""
+
+    state: State
+    kls: Tensor
+
+
+@dataclass(frozen=True)
 class Saved:
-    """After the check at `step`: the best state so far, from which the fit goes on, and the held-out KL at each check."""
+    """After the check at `step`: the state that the fit goes on from, and the best one so far.
+
+    `halvings` of the rate until then; `history` is the held-out KL at each check.
+    """
 
     step: int
-    best: State
+    now: State
+    best: Best
+    halvings: int
     history: list[tuple[int, float]]
 
 
@@ -72,10 +85,11 @@ class FitFile:
         try:
             with safe_open(self.path, framework="pt") as file:
                 meta = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
             found = json.loads(meta["fit"])
             history = [(int(step), float(kl)) for step, kl in found["history"]]
-            saved = Saved(int(found["step"]), State(int(found["updates"]), **tensors), history)
+            now, best = (State(int(found[part]), *(tensors[f"{part}.{name}"] for name in _TENSORS)) for part in ("now", "best"))
+            saved = Saved(int(found["step"]), now, Best(best, tensors["best.kls"]), int(found["halvings"]), history)
             identity = meta["identity"]
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise RSparseError(f"cannot read {self.path}, a fit's state: {str(error).splitlines()[0]}; remove it") from error
@@ -88,8 +102,12 @@ class FitFile:
     def save(self, saved: Saved) -> None:
         """Write it, whole or not at all."""
         with disk_errors(self.path.parent), new_file(self.path) as aside:
-            found = {"step": saved.step, "updates": saved.best.updates, "history": saved.history}
-            tensors = {name: getattr(saved.best, name).cpu() for name in _TENSORS}
+            states = {"now": saved.now, "best": saved.best.state}
+            found: dict[str, Any] = {"step": saved.step, "halvings": saved.halvings, "history": saved.history}
+            tensors = {"best.kls": saved.best.kls}
+            for part, each in states.items():
+                found[part] = each.updates
+                tensors |= {f"{part}.{name}": getattr(each, name).cpu().clone() for name in _TENSORS}
             save_file(tensors, aside, metadata={"identity": self.identity, "fit": json.dumps(found)})
 
     def remove(self) -> None:

@@ -13,17 +13,16 @@ from rsparse.errors import RSparseError
 class FitSettings:
     """`steps` of Adam at most, on `batch_tokens` each; `learning_rate` is in units of an output channel's spread.
 
-    Low-rank factors move at `factor_rate` times it, in units of their RMS: Qwen2.5-Coder-0.5B at rho 0.95 and 40 % comes to a
-    held-out KL of 0.095 at 0.005 for all, of 0.105 at 0.0025. `levels` also fits each unit's threshold, and with it where the
-    bytes go; `factors` the low-rank factors. Every `check_every` steps the held-out windows decide: a state that is no better
-    is given up for the best so far, from which the fit goes on at half the rate, and `patience` such checks in a row end it.
-    Raises RSparseError for values out of range.
+    Low-rank factors move at `factor_rate` times it, in units of their RMS. `levels` also fits each unit's threshold, and with
+    it where the bytes go; `factors` the low-rank factors. Every `check_every` steps the held-out windows decide: a state that
+    is worse by more than chance is given up for the best so far, from which the fit goes on at half the rate, and `patience`
+    checks in a row without a better one end it. Raises RSparseError for values out of range.
     """
 
     steps: int = 200
     batch_tokens: int = 4096
     learning_rate: float = 0.0025
-    factor_rate: float = 2.0
+    factor_rate: float = 4.0
     levels: bool = True
     factors: bool = True
     check_every: int = 20
