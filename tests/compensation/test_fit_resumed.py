@@ -122,17 +122,17 @@ def stopped(path, **changes):
 
 
 OTHERS = {
-    "settings": {"steps": 13},
-    "seed": {"seed": 1},
-    "levels": {"levels": False},
-    "sinks": {"sink_tokens": 2},
+    "its steps is 6, here it is 13": {"steps": 13},
+    "its seed is 0, here it is 1": {"seed": 1},
+    "its levels is True, here it is False": {"levels": False},
+    "its sink_tokens is 1, here it is 2": {"sink_tokens": 2},
 }
 
 
-@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
-def test_another_fits_state(tmp_path, changes):
+@pytest.mark.parametrize(("says", "changes"), OTHERS.items(), ids=[*OTHERS])
+def test_another_fits_state(tmp_path, says, changes):
     before = stopped(tmp_path / "new.fit")
-    refused_state(tmp_path, "is the state of another fit", **changes)
+    refused_state(tmp_path, f"is the state of another fit: {says}; remove it or finish that one", **changes)
     assert (tmp_path / "new.fit").read_bytes() == before
 
 

@@ -32,14 +32,13 @@ def gap_tables(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
     """A table for each league: nothing fitted by gradient, then compensated. One policy; only rows that have every text.
 
     Each cell is the perplexity, and the share of the gap sparse-only → dense that is closed there. Rows that lose more than
-    another gap are left out. `rate` is the fit's learning rate.
+    another gap are left out.
     """
     lines = []
     for compensated in (False, True):
         rows = _rows(records, texts, compensated)
         if rows:
             heads = ["model", "asked", "method", *(Path(text).stem for text in texts), "mean closed", "MB a token"]
-            heads += ["rate"] if compensated else []
             title = "Compensated" if compensated else "Nothing fitted by gradient"
             lines += [f"**{title}**", "", *head_lines(heads), *rows, ""]
     return lines
@@ -62,9 +61,6 @@ def _rows(records: Sequence[Record], texts: Sequence[str], compensated: bool) ->
         cells = [f"{figure(mine[text]['perplexity'])} ({_percent(share)})" for text, share in zip(texts, shares, strict=True)]
         size = sum(mine[text]["bytes_per_token"] for text in texts) / len(texts)
         tail = [_percent(sum(shares) / len(shares)), f"{size / 1e6:.1f}"]
-        if compensated:
-            settings = groups[model, level, preset][0]["config"].get("fit_settings")
-            tail.append(f"{settings['learning_rate']:g}" if settings else "")
         lines.append(
             (model, level, -sum(shares), row_line([model.removesuffix(".gguf"), f"{level:.0%}", preset, *cells, *tail]))
         )

@@ -16,6 +16,7 @@ from rsparse.atomic import disk_errors, new_file
 from rsparse.compensation.settings import FitSettings
 from rsparse.errors import RSparseError
 from rsparse.fingerprint import weights_sha
+from rsparse.same import check_same
 from rsparse.sparse_model import recipe_state
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class FitFile:
             "text": texts,
             "dtype": str(model.dtype),
         }
-        self.identity = json.dumps(asdict(settings) | what | {"sink_tokens": sink_tokens}, sort_keys=True)
+        self.identity = asdict(settings) | what | {"sink_tokens": sink_tokens}
 
     def load(self) -> Saved | None:
         """What is there, or None. Raises RSparseError where it is of another fit or damaged."""
@@ -90,13 +91,11 @@ class FitFile:
             history = [(int(step), float(kl)) for step, kl in found["history"]]
             now, best = (State(int(found[part]), *(tensors[f"{part}.{name}"] for name in _TENSORS)) for part in ("now", "best"))
             saved = Saved(int(found["step"]), now, Best(best, tensors["best.kls"]), int(found["halvings"]), history)
-            identity = meta["identity"]
+            identity = dict(json.loads(meta["identity"]))
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise RSparseError(f"cannot read {self.path}, a fit's state: {str(error).splitlines()[0]}; remove it") from error
-        if identity != self.identity:
-            raise RSparseError(
-                f"{self.path} is the state of another fit (model, text or settings); remove it or finish that one"
-            )
+        subject = f"{self.path} is the state of another fit"
+        check_same(subject, identity, self.identity, {*identity, *self.identity}, "remove it or finish that one")
         return saved
 
     def save(self, saved: Saved) -> None:
@@ -108,7 +107,7 @@ class FitFile:
             for part, each in states.items():
                 found[part] = each.updates
                 tensors |= {f"{part}.{name}": getattr(each, name).cpu().clone() for name in _TENSORS}
-            save_file(tensors, aside, metadata={"identity": self.identity, "fit": json.dumps(found)})
+            save_file(tensors, aside, metadata={"identity": json.dumps(self.identity), "fit": json.dumps(found)})
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

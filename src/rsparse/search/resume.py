@@ -13,7 +13,7 @@ from typing import Any
 from rsparse.atomic import write_text
 from rsparse.errors import RSparseError
 from rsparse.recipe import Recipe
-from rsparse.search.same import check_same
+from rsparse.same import check_same
 
 
 class AllocationFile:

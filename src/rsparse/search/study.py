@@ -25,7 +25,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from rsparse.errors import RSparseError
-from rsparse.search.same import check_same
+from rsparse.same import check_same
 
 Slot = tuple[int, int]
 POLL_SECONDS = 0.5
