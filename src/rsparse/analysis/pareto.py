@@ -73,6 +73,10 @@ def shown(records: Sequence[dict[str, Any]]) -> list[str]:
 
 def panel(axis: Any, records: Sequence[dict[str, Any]], presets: Sequence[str]) -> None:
     """One model and text on `axis`."""
+    from matplotlib import colormaps
+
+    shades = list(colormaps["tab20"](range(20)))
+    colors = [*shades[::2], *shades[1::2]]  # the ten of every plot, then a lighter one of each
     dense = next((r["metrics"]["perplexity"] for r in records if r["config"]["preset"] == "dense"), None)
     seen: list[float] = []
     shares: list[float] = []
@@ -85,7 +89,7 @@ def panel(axis: Any, records: Sequence[dict[str, Any]], presets: Sequence[str]) 
         fitted = any(r["config"].get("compensation") for r in mine)
         axis.plot(
             share, values, marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1, label=preset,
-            color=f"C{number}", linestyle="--" if fitted else "-",
+            color=colors[number % len(colors)], linestyle="--" if fitted else "-",
         )  # fmt: skip
         seen += values
         shares += share
