@@ -198,6 +198,14 @@ def test_a_unit_out_of_range_is_refused(changes, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_budget_of_less_than_one_channel_is_refused():
+    """16 of 4096 channels are left at 1 − 16 / 4096; at 0.9998 it is 0.8 of one."""
+    assert UnitRecipe.uniform(QKV, 4096, 1 - 16 / 4096).kept_share * 4096 == pytest.approx(16)
+    assert UnitRecipe.uniform(QKV, 4096, 1 - 1 / 4096).kept_share * 4096 == pytest.approx(1)
+    with pytest.raises(RSparseError, match=r"sparsity 0.9998 leaves less than one of its 4096 input channels"):
+        UnitRecipe.uniform(QKV, 4096, 0.9998)
+
+
 @pytest.mark.parametrize(
     ("sparsity", "rho"), [(1.0, 1.0), (-0.1, 1.0), (math.nan, 1.0), (0.5, 1.5), (0.5, -1), (0.5, math.nan)]
 )

@@ -66,6 +66,10 @@ class UnitRecipe:
             raise RSparseError(
                 f"recipe unit {name}: what is always read costs more than sparsity {self.sparsity} leaves: ranks {self.ranks}"
             )
+        if (1 - self.sparsity) * self.in_features < 1 - 1e-9:
+            raise RSparseError(
+                f"recipe unit {name}: sparsity {self.sparsity} leaves less than one of its {self.in_features} input channels"
+            )
         if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise RSparseError(f"recipe unit {name}: threshold must be a finite number of 0 or more, got {self.threshold}")
 

@@ -35,6 +35,16 @@ def rows(records):
     return [cells(line) for line in preset_table(records, TEXTS)[2:]]
 
 
+def test_memory_where_a_record_has_it():
+    held = texts("best", 0.5, 11.0, 22.0, recipe=66.5, fit=126.73)
+    for each in held:
+        each["config"] |= {"recipe_peak_bytes": 3_210_000_000, "fit_peak_bytes": 13_660_000_000}
+    lines = preset_table([*BASE, *texts("teal", 0.5, 13.0, 25.0, recipe=20.4), *held], TEXTS)
+    assert cells(lines[0])[6:] == ["s, recipe", "s, fit", "GB, recipe", "GB, fit", "on"]
+    assert [cells(line)[6:] for line in lines[2:]] == [["20", "", "", "", "H100"], ["66", "127", "3.2", "13.7", "H100"]]
+    assert "GB" not in preset_table([*BASE, *texts("best", 0.5, 11.0, 22.0)], TEXTS)[0]
+
+
 def test_gain_and_cost():
     best = texts("best", 0.5, 11.0, 22.0, recipe=66.5, fit=126.73)
     fast = texts("teal", 0.5, 13.0, 25.0, recipe=20.4, gpu=None)

@@ -57,8 +57,27 @@ def test_the_table(tmp_path):
     head, _, *rows = lines[4:]
     assert head.split(" | ")[1:5] == ["sparse-only", "generation 1", "2", "3"]
     e = math.exp
-    assert rows[1] == f"| 8 | {e(3.3):.3f} | {e(3):.3f} | {e(2.5):.3f} | {e(2.5):.3f} | 24 | 25% | 1.23 | 12.3 | 454 |"
+    assert rows[1] == f"| 8 | {e(3.3):.3f} | {e(3):.3f} | {e(2.5):.3f} | {e(2.5):.3f} | 24 | 25% | 1.23 | 12.3 | 454 |  |"
     assert [row.split(" | ")[0] for row in rows] == ["| 2", "| 8", "| 16"]
+
+
+def test_published_generations_have_a_row_of_their_own():
+    rows = markdown(all_records(), {1: 13.58, 3: 11.44, 4: 7.85}).splitlines()[6:]
+    assert [row.split(" | ")[0] for row in rows] == ["| 2", "| 8", "| 16", "| published, model not stated"]
+    assert rows[-1] == "| published, model not stated |  | 13.58 |  | 11.44 |  |  |  |  |  |  |"
+    assert "published" not in markdown(all_records(objective="kl"), {1: 13.58})
+
+
+def test_what_a_gpu_held():
+    records = all_records()
+    records[0]["metrics"]["peak_gpu_bytes"] = 30_835_394_048
+    assert [row.split(" | ")[-1] for row in markdown(records).splitlines()[6:]] == ["30.8 |", " |", " |"]
+
+
+def test_every_machine_is_named():
+    records = all_records()
+    records[1]["env"]["gpu"] = "a gpu"
+    assert "on a cpu and a gpu." in markdown(records)
 
 
 def test_kl_and_random_weights_are_said():

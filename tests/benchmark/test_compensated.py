@@ -58,13 +58,16 @@ def test_the_record_says_how_it_was_fitted_and_is_what_compensate_gives(files, r
     assert (config["method"], config["preset"]) == ("teal", f"{label}-compensate-batch_tokens96-check_every2-steps4")
     assert [step for step, _ in config["fit_history"]] == [0, 2, 4]
     assert config["fit_seconds"] > 0
+    assert 1e7 < config["recipe_peak_bytes"] <= config["fit_peak_bytes"] < 1e11
     assert config["recipe_seconds"] == plain["config"]["recipe_seconds"] > 0
     assert config["compensation"].startswith(
         "calibration.txt, 888 tokens: vectors, levels, factors; 4 steps of 96 tokens, seed 2"
     )
     assert config["sparsity"] == pytest.approx(0.4, abs=1e-4)
     assert plain["config"]["compensation"] == ""
-    assert not {"fit_seconds", "fit_history"} & (plain["config"].keys() | bench.record("dense-all-one")["config"].keys())
+    assert not {"fit_seconds", "fit_peak_bytes", "fit_history"} & (
+        plain["config"].keys() | bench.record("dense-all-one")["config"].keys()
+    )
 
     model, tokenizer, text = tiny_model("llama"), tiny_tokenizer(), str(files / "calibration.txt")
     calibration = calibrate(model, tokenizer, text, tokens=480, seq_len=SEQ_LEN, rows=480, seed=2)

@@ -174,7 +174,7 @@ def test_kl_is_named_where_it_is_the_objective(here):
         (["--objective", "kl"], "its objective is perplexity, here it is kl"),
         (["--sparsity", "0.6"], "its sparsity is 0.5, here it is 0.6"),
         (["--dtype", "bfloat16"], "its dtype is float32, here it is bfloat16"),
-        (["--samples", "5"], "another search"),
+        (["--samples", "5"], "its samples is 4, here it is 5"),
     ],
 )
 def test_another_searchs_study(found, here, options, says):
@@ -252,6 +252,11 @@ def test_a_missing_or_a_sparse_model(here):
     assert not (here / "deep").exists()
 
 
+def test_a_budget_that_no_unit_fits_leaves_no_study(here):
+    bad("leaves less than one of its 48 input channels", *EARLY, "--sparsity", "0.99")
+    assert not (here / "deep" / "new.db").exists()
+
+
 def test_helpers_go_when_the_first_worker_fails(here, monkeypatch):
     helpers = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])]
     monkeypatch.setattr(verb, "_start_helpers", lambda *a: helpers)
@@ -263,7 +268,7 @@ def test_helpers_go_when_the_first_worker_fails(here, monkeypatch):
     ("options", "says"),
     [
         (["--population", "4"], "its population is 3, here it is 4"),
-        (["--samples", "5"], "another search"),
+        (["--samples", "5"], "its samples is 4, here it is 5"),
         (["--population", "4", "--join", "--storage", "sqlite:///new.db"], "its population is 3, here it is 4"),
     ],
 )

@@ -235,18 +235,6 @@ def test_after_a_look_that_finds_it_worse_it_goes_on_from_the_best_at_half_the_r
     assert float(seen[7][1]) == 4  # updates of the state that it is
 
 
-@pytest.mark.parametrize(("change", "worse"), [(0.11, False), (0.12, True), (-0.12, False)])
-def test_worse_is_more_than_two_standard_errors_above(change, worse):
-    """Four windows that change by 0.1 and -0.1 in turn: a standard deviation of 0.1155, an error of the mean of half that."""
-    best = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
-    assert module._worse(best + change + torch.tensor([0.1, -0.1, 0.1, -0.1]), best) is worse
-
-
-def test_of_a_single_window_any_change_is_sure():
-    assert module._worse(torch.tensor([1.1]), torch.tensor([1.0]))
-    assert not module._worse(torch.tensor([1.0]), torch.tensor([1.0]))
-
-
 def test_a_look_that_is_higher_by_chance_changes_nothing_but_what_is_kept(monkeypatch):
     """Look 4 lies above look 2 by less than its windows scatter: the steps behind it are those of a fit that never looked."""
     chance = torch.tensor([0.5, -0.5, 0.5, -0.5, 0.1], dtype=torch.float64)

@@ -10,19 +10,25 @@ from rsparse.analysis.gap_table import BASE, by_text, gaps_closed
 from rsparse.analysis.quality_table import head_lines, row_line, rows_of, share_cell
 
 Record = dict[str, Any]
+COSTS = {
+    "s, recipe": ("recipe_seconds", 1.0),
+    "s, fit": ("fit_seconds", 1.0),
+    "GB, recipe": ("recipe_peak_bytes", 1e9),
+    "GB, fit": ("fit_peak_bytes", 1e9),
+}
 PRESETS = {"teal": "fast", "balanced": "balanced", "best": "best"}  # fast's records are those of its method
 
 
 def preset_table(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
     """A row for each model, level and preset: the mean gap closed over `texts` under policy `all`, the share of dense
-    accuracy above chance that is kept under both policies, seconds for recipe and fit, and the GPU that they were on.
+    accuracy above chance that is kept under both policies, seconds for recipe and fit, the memory that they held where a
+    record has it, and the GPU that they were on.
 
     Rows without all texts are left out; what was not measured is empty.
     """
     groups = rows_of(records)
-    lines = head_lines(
-        ["model", "asked", "preset", "mean closed", "above chance kept, `all`", "`decode`", "s, recipe", "s, fit", "on"]
-    )
+    costs = COSTS if any("recipe_peak_bytes" in r["config"] for r in records) else dict(list(COSTS.items())[:2])
+    lines = head_lines(["model", "asked", "preset", "mean closed", "above chance kept, `all`", "`decode`", *costs, "on"])
     for model, level in sorted({(model, level) for model, level, preset in groups if preset in PRESETS}):
         dense, base = groups.get((model, 0.0, "dense"), []), groups.get((model, level, BASE), [])
         for preset, name in PRESETS.items():
@@ -33,8 +39,8 @@ def preset_table(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
             cells = [model.removesuffix(".gguf"), f"{level:.0%}", f"`{name}`", f"{closed:.0%}"]
             cells += [share_cell(mine, dense, policy) for policy in ("all", "decode")]
             config = mine[0]["config"]
-            for field in ("recipe_seconds", "fit_seconds"):
-                cells.append("" if config.get(field) is None else f"{config[field]:.0f}")
+            for field, unit in costs.values():
+                cells.append("" if config.get(field) is None else f"{config[field] / unit:.{0 if unit == 1 else 1}f}")
             cells.append(str(mine[0]["env"]["gpu"] or mine[0]["env"]["cpu"]))
             lines.append(row_line(cells))
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,27 @@ def load_records(folder: Path) -> list[Record]:
     return sorted(found, key=lambda record: record["config"]["population"])
 
 
-def markdown(records: Sequence[Record]) -> str:
-    """population × generation: the best so far, and what it took. All records are of one folder's settings."""
+def markdown(records: Sequence[Record], published: Mapping[int, float] | None = None) -> str:
+    """population × generation: the best so far, and what it took. All records are of one folder's settings.
+
+    `published` perplexities by generation stand in a row of their own, below those of a search for perplexity.
+    """
     config = records[0]["config"]
     generations = [str(number + 1) for number in range(config["generations"])]
     generations[0] = "generation 1"
-    tail = ["candidates", "stopped early", "s a candidate", "s for factors", "s in all"]
+    tail = ["candidates", "stopped early", "s a candidate", "s for factors", "s in all", "GB held"]
     head = ["population", "sparse-only", *generations, *tail]
-    lines = [f"## Search on {config['model'].removesuffix('.gguf')}", "", _protocol(records[0]), "", *head_lines(head)]
+    lines = [f"## Search on {config['model'].removesuffix('.gguf')}", "", _protocol(records), "", *head_lines(head)]
     for record in records:
         metrics = record["metrics"]
         best = [_figure(value, config["objective"]) for value in [metrics["sparse_only_fitness"], *metrics["history"]]]
         cost = [f"{metrics['evaluations']}", f"{metrics['stopped_early']:.0%}", f"{metrics['seconds_per_candidate']:.3g}"]
         cost += [f"{metrics['factors_seconds']:.1f}", f"{metrics['search_seconds']:.0f}"]
+        cost.append(f"{metrics['peak_gpu_bytes'] / 1e9:.1f}" if "peak_gpu_bytes" in metrics else "")
         lines.append(row_line([str(record["config"]["population"]), *best, *cost]))
+    if published and config["objective"] == "perplexity":
+        theirs = [f"{published[number]:.2f}" if number in published else "" for number in range(1, config["generations"] + 1)]
+        lines.append(row_line(["published, model not stated", "", *theirs, *[""] * len(tail)]))
     return "\n".join([*lines, ""])
 
 
@@ -94,13 +101,13 @@ def _figure(fitness: float, objective: str) -> str:
     return figure(math.exp(fitness), 3) if objective == "perplexity" else f"{fitness:.4f}"
 
 
-def _protocol(record: Record) -> str:
-    config = record["config"]
+def _protocol(records: Sequence[Record]) -> str:
+    config = records[0]["config"]
     what = "perplexity" if config["objective"] == "perplexity" else "KL to dense (nats a token)"
     weights = f"Weights {config['weights_sha']}{', random' if config.get('weights') == 'random' else ''}, {config['dtype']}"
-    machine = record["env"]["gpu"] or record["env"]["cpu"]
+    machines = " and ".join(sorted({record["env"]["gpu"] or record["env"]["cpu"] for record in records}))
     return (
-        f"{weights}, on {machine}. Best {what} so far, on the {config['samples']} windows of "
+        f"{weights}, on {machines}. Best {what} so far, on the {config['samples']} windows of "
         f"{config['seq_len']} tokens that judged (of {config['calibration']}), at sparsity {config['sparsity']:.0%}; "
         f"criterion {config['criterion']}, fit {config['fit']}, grouping {config['grouping']}, seed {config['seed']}. "
         "Seconds a candidate are the median over those that ran to their end."

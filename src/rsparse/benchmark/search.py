@@ -8,12 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rsparse import records
 from rsparse.calibration import Calibration
 from rsparse.errors import RSparseError
 from rsparse.evaluation.describe import model_config
+from rsparse.memory import peak_bytes, reset_peak
 from rsparse.ops.dispatch import resolve
 from rsparse.search import SearchSettings, search
 from rsparse.search.run import Progress, SearchResult
@@ -56,8 +55,7 @@ class SearchBench:
 
     def _run(self, settings: SearchSettings, model: Any, calibration: Calibration) -> None:
         timer, population = records.Run(), settings.population
-        if model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(model.device)
+        reset_peak(model.device)
         report = functools.partial(self.report, population)
         result = search(model, calibration, settings, storage=storage_of(self.folder, population), report=report)
         config = model_config(model, self.config["model"]) | {"suite": "search", "preset": "searched", "method": "rsparse"}
@@ -65,7 +63,7 @@ class SearchBench:
         config |= {"sink_tokens": calibration.meta.sink_tokens, "recipe_sha": result.recipe.sha()} | self.config
         metrics = metrics_of(result, settings.samples * calibration.meta.seq_len)
         if model.device.type == "cuda":
-            metrics["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(model.device)
+            metrics["peak_gpu_bytes"] = peak_bytes(model.device)
         result.recipe.save(self.folder / f"recipe-{population}.json")
         backend = resolve("auto", model.device, model.dtype).name  # what `search` takes
         records.write(record_file(self.folder, population), timer.record(config, metrics, backend=backend))

@@ -19,6 +19,7 @@ from rsparse.evaluation.measure import text_windows
 from rsparse.evaluation.perplexity import evaluate
 from rsparse.evaluation.tasks import run_tasks
 from rsparse.losses import dense_states
+from rsparse.memory import peak_bytes, reset_peak
 from rsparse.methods import MethodSpec, Plan, make_recipe, seeded
 from rsparse.sparse_model import achieved_sparsity, densify, is_sparse, measuring, state
 
@@ -45,9 +46,12 @@ class Workbench:
         self._dense: dict[str, Tensor] = {}
         self._dense_bytes = 0
         self._calibration: Calibration | None = None
-        self._recipes: dict[tuple[str, Any, float], tuple[Plan, float]] = dict(prepared or {})
+        self._recipes: dict[tuple[str, Any, float], tuple[Plan, float, int | None]] = {
+            key: (*made, None) for key, made in (prepared or {}).items()
+        }
         self._fit_windows: tuple[Tensor, Tensor] | None = None
-        self._fit: tuple[FitSettings, Compensated] | None = None
+        self._fit: tuple[FitSettings, Compensated, int] | None = None
+        self._recipe_bytes: int | None = None
         self._lm: Any = None
 
     @property
@@ -57,7 +61,7 @@ class Workbench:
     @contextlib.contextmanager
     def sparse(self, method: MethodSpec, sparsity: float) -> Iterator[None]:
         """The model as `method` makes it at `sparsity`, for as long as the block runs."""
-        self._preset, self._recipe_seconds, self._fit = method.label, 0.0, None
+        self._preset, self._recipe_seconds, self._recipe_bytes, self._fit = method.label, 0.0, None, None
         if method.name == "dense":
             yield
             return
@@ -76,28 +80,35 @@ class Workbench:
         key = method.name, method.options, sparsity
         if key not in self._recipes:
             start = time.perf_counter()
+            reset_peak(self.model.device)
             options = seeded(method.name, self.settings.seed) | dict(method.options)
             found = make_recipe(self.model, method.name, sparsity, calibration=calibration, **options)
-            self._recipes[key] = found, time.perf_counter() - start
-        recipe, self._recipe_seconds = self._recipes[key]
+            self._recipes[key] = found, time.perf_counter() - start, peak_bytes(self.model.device)
+        recipe, self._recipe_seconds, self._recipe_bytes = self._recipes[key]
         return recipe
 
-    def _compensate(self, options: dict[str, str]) -> tuple[FitSettings, Compensated]:
+    def _compensate(self, options: dict[str, str]) -> tuple[FitSettings, Compensated, int]:
+        """What it was, what came out, and the bytes that it held."""
         wanted, device = self.settings, next(self.model.parameters()).device
+        reset_peak(device)
         if self._fit_windows is None:
             self._fit_windows = fit_windows(wanted.calibration_data, self.tokenizer, wanted.seq_len, wanted.fit_tokens)
         windows, heldout = self._fit_windows
         label = f"{short(wanted.calibration_data)}, {windows.numel()} tokens"
         settings = FitSettings.parse({"seed": str(wanted.seed)} | options, device.type)
-        return settings, compensate(self.model, windows, heldout, settings, sink_tokens=wanted.sink_tokens, label=label)
+        found = compensate(self.model, windows, heldout, settings, sink_tokens=wanted.sink_tokens, label=label)
+        return settings, found, peak_bytes(device)
 
     def measure(self, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]:
         """(config, metrics) of the cell's record."""
         config = self._base | sparse_config(self.model)
         config |= {"suite": "quality", "preset": self._preset, "recipe_seconds": round(self._recipe_seconds, 2)}
+        if self._recipe_bytes is not None:
+            config["recipe_peak_bytes"] = self._recipe_bytes
         if self._fit is not None:
-            settings, found = self._fit
-            config |= {"fit_seconds": round(found.seconds, 2), "fit_settings": asdict(settings), "fit_history": found.history}
+            settings, found, held = self._fit
+            config |= {"fit_seconds": round(found.seconds, 2), "fit_peak_bytes": held}
+            config |= {"fit_settings": asdict(settings), "fit_history": found.history}
         config |= {"token_policy": str(cell.token_policy), "sink_tokens": cell.token_policy.sink_tokens}
         if is_sparse(self.model):
             config |= {"settle_tokens": self.settings.settle_tokens, "seed": self.settings.seed}

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from rsparse.calibration.windows import spread
 from rsparse.compensation.fitted import FittedVector
+from rsparse.compensation.looks import waited, worse
 from rsparse.compensation.objective import kl_gradient
-from rsparse.compensation.resume import Best, FitFile, Saved, State
+from rsparse.compensation.resume import Best, Course, FitFile, State
 from rsparse.compensation.settings import FitSettings
 from rsparse.errors import RSparseError
 from rsparse.losses import batch_tokens, compare, dense_states, hidden_states, window_batches
@@ -135,48 +136,47 @@ class _Fit:
         repeated = settings.steps * settings.batch_tokens > windows.numel()
         self.dense_windows = dense_states(model, windows) if repeated and size <= STATE_BYTES else None
 
-    def run(self, label: str, file: FitFile | None, saved: Saved | None, bar: Any) -> Compensated:
+    def run(self, label: str, file: FitFile | None, course: Course | None, bar: Any) -> Compensated:
         settings, fitted, start = self.settings, self.fitted, time.perf_counter()
-        if saved is not None:
-            self._go_back(saved.now)
+        if course is not None:
+            self._go_back(course.now)
         fitted.settle()
-        if saved is None:
-            first, now, kls = 0, self._now(), self._heldout_kls(0)
-            saved = Saved(0, now, Best(now, kls), 0, [(0, float(kls.mean()))])
-        else:
-            first = saved.step
+        if course is None:
+            now, kls = self._now(), self._heldout_kls(0)
+            course = Course(0, now, Best(now, kls), 0, [(0, float(kls.mean()))])
+        first = course.step
         batches: list[float] = []
         for step in range(first + 1, settings.steps + 1):
-            if _waited(saved.history, settings.patience):
+            if waited(course.history, settings.patience):
                 break
-            batches.append(self._step(step, saved.halvings))
+            batches.append(self._step(step, course.halvings))
             bar.update()
             if step % settings.check_every and step != settings.steps:
                 continue
             fitted.settle()
-            saved = self._looked(step, saved)
+            course = self._look(step, course)
             if file is not None:
-                file.save(saved)
+                file.save(course)
             left = (time.perf_counter() - start) / (step - first) * (settings.steps - step)
-            self.report(Progress(step, settings.steps, sum(batches) / len(batches), saved.history[-1][1], left))
+            self.report(Progress(step, settings.steps, sum(batches) / len(batches), course.history[-1][1], left))
             batches.clear()
-        self._go_back(saved.best.state)
+        self._go_back(course.best.state)
         fitted.settle(exactly=True)
         self._write_recipe(label)
-        history = saved.history
+        history = course.history
         step, kl = min(history, key=lambda each: each[1])
         return Compensated(history[0][1], kl, step, history, time.perf_counter() - start)
 
-    def _looked(self, step: int, before: Saved) -> Saved:
-        """What a look at the held-out text makes of the state that `before` has come to."""
-        kls, now, best, halvings = self._heldout_kls(step), self._now(), before.best, before.halvings
+    def _look(self, step: int, course: Course) -> Course:
+        """The course after a look; the model goes back to the best state where it is worse by more than chance."""
+        kls, now, best, halvings = self._heldout_kls(step), self._now(), course.best, course.halvings
         if kls.mean() < best.kls.mean():
             best = Best(now, kls)
-        elif _worse(kls, best.kls):
+        elif worse(kls, best.kls):
             now, halvings = best.state, halvings + 1
             self._go_back(now)
             self.fitted.settle()
-        return Saved(step, now, best, halvings, [*before.history, (step, float(kls.mean()))])
+        return Course(step, now, best, halvings, [*course.history, (step, float(kls.mean()))])
 
     def _now(self) -> State:
         values = self.fitted.values
@@ -241,15 +241,15 @@ class _Fit:
     @torch.no_grad()
     def _heldout_kls(self, step: int) -> Tensor:
         """KL of each held-out window, [m] fp64 on the CPU."""
-        kls = []
+        batches = []
         for start, ids in window_batches(self.model, self.heldout):
             with state(self.model).policy.using(self.policy):
                 hidden = hidden_states(self.model, ids)
             found = compare(self.model, ids, hidden, self.dense_heldout[start : start + len(ids)])
-            kls.append(found.kl.double().mean(-1).cpu())
-        found_kls = torch.cat(kls)
-        _check_finite(float(found_kls.mean()), step)
-        return found_kls
+            batches.append(found.kl.double().mean(-1).cpu())
+        kls = torch.cat(batches)
+        _check_finite(float(kls.mean()), step)
+        return kls
 
     def _write_recipe(self, label: str) -> None:
         recipe = recipe_state(self.model).recipe
@@ -267,23 +267,6 @@ class _Fit:
 def _check_finite(kl: float, step: int) -> None:
     if not math.isfinite(kl):
         raise RSparseError(f"the KL is not finite at step {step}; try --dtype float32 or a lower learning rate")
-
-
-def _worse(kls: Tensor, best: Tensor) -> bool:
-    """Whether the windows' mean lies above the best's by more than two standard errors of the difference.
-
-    Rounding alone moves a look at 16 windows of 512 tokens by 1 % (SmolLM2, sparse-only, 50 %: 0.441 to 0.443, 0.444, 0.446
-    and 0.452, a standard error of 0.004 to 0.005): a flipped mask changes its token and those behind it.
-    """
-    change = kls - best
-    error = float(change.std()) / math.sqrt(len(change)) if len(change) > 1 else 0.0
-    return float(change.mean()) > 2 * error
-
-
-def _waited(history: list[tuple[int, float]], patience: int) -> bool:
-    """Whether the latest `patience` checks were all no better than one before them."""
-    best = min(range(len(history)), key=lambda place: history[place][1])
-    return len(history) - 1 - best >= patience
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -1,4 +1,4 @@
-"""A fit on disk, so that a killed one goes on: what Adam knows, and what was best so far."""
+"""A fit on disk, so that a killed one goes on: where it stands with what Adam knows there, and what was best so far."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Saved:
+class Course:
     """After the check at `step`: the state that the fit goes on from, and the best one so far.
 
     `halvings` of the rate until then; `history` is the held-out KL at each check.
@@ -79,7 +79,7 @@ class FitFile:
         }
         self.identity = asdict(settings) | what | {"sink_tokens": sink_tokens}
 
-    def load(self) -> Saved | None:
+    def load(self) -> Course | None:
         """What is there, or None. Raises RSparseError where it is of another fit or damaged."""
         if not self.path.exists():
             return None
@@ -90,22 +90,23 @@ class FitFile:
             found = json.loads(meta["fit"])
             history = [(int(step), float(kl)) for step, kl in found["history"]]
             now, best = (State(int(found[part]), *(tensors[f"{part}.{name}"] for name in _TENSORS)) for part in ("now", "best"))
-            saved = Saved(int(found["step"]), now, Best(best, tensors["best.kls"]), int(found["halvings"]), history)
+            course = Course(int(found["step"]), now, Best(best, tensors["best.kls"]), int(found["halvings"]), history)
             identity = dict(json.loads(meta["identity"]))
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise RSparseError(f"cannot read {self.path}, a fit's state: {str(error).splitlines()[0]}; remove it") from error
         subject = f"{self.path} is the state of another fit"
         check_same(subject, identity, self.identity, {*identity, *self.identity}, "remove it or finish that one")
-        return saved
+        return course
 
-    def save(self, saved: Saved) -> None:
+    def save(self, course: Course) -> None:
         """Write it, whole or not at all."""
         with disk_errors(self.path.parent), new_file(self.path) as aside:
-            states = {"now": saved.now, "best": saved.best.state}
-            found: dict[str, Any] = {"step": saved.step, "halvings": saved.halvings, "history": saved.history}
-            tensors = {"best.kls": saved.best.kls}
+            states = {"now": course.now, "best": course.best.state}
+            found: dict[str, Any] = {"step": course.step, "halvings": course.halvings, "history": course.history}
+            tensors = {"best.kls": course.best.kls}
             for part, each in states.items():
                 found[part] = each.updates
+                # A copy, since `now` may be `best`: safetensors writes no shared memory.
                 tensors |= {f"{part}.{name}": getattr(each, name).cpu().clone() for name in _TENSORS}
             save_file(tensors, aside, metadata={"identity": json.dumps(self.identity), "fit": json.dumps(found)})
 

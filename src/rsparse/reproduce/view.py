@@ -43,7 +43,7 @@ def markdown(results: Results, known: Collection[str] = ()) -> str:
     if any(results.texts(line) for line in results.lines):
         parts += ["### Perplexity", "", *text_table(results), ""]
     for records in searches(results):
-        parts.append(search_ablation.markdown(records).replace("## ", "### ", 1))
+        parts.append(search_ablation.markdown(records, published_generations()).replace("## ", "### ", 1))
     parts += [f"- {line}" for line in rest if line not in known]
     return "\n".join(parts).rstrip("\n") + "\n"
 
@@ -72,6 +72,12 @@ def searches(results: Results) -> list[list[dict[str, Any]]]:
         searches_folder(folder_of(folder, variant), results.request.model) for folder in results.folders for variant in variants
     ]
     return [found for folder in folders if (found := search_ablation.load_records(folder))]
+
+
+def published_generations() -> dict[int, float]:
+    """The best perplexity that the paper's search found, by generation; of which model, level and text is not stated."""
+    rows = published.load("search_size").rows
+    return {row.options["generations"]: row.mean for row in rows if "generations" in row.options}
 
 
 def mean_table(results: Results) -> list[str]:

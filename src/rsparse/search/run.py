@@ -116,7 +116,8 @@ def sampled(calibration: Calibration, samples: int) -> Tensor:
 
 def known_settings(calibration: Calibration, settings: SearchSettings) -> dict[str, Any]:
     """What a study keeps of its search that is known without the model, the rows that `fit=dropped` reads included."""
-    return asdict(settings) | {"calibration": calibration.stamp(sampled(calibration, settings.samples))}
+    # Named so that other settings are told before it: what judges follows from `samples` too.
+    return asdict(settings) | {"windows": calibration.stamp(sampled(calibration, settings.samples))}
 
 
 def check_study(calibration: Calibration, settings: SearchSettings, storage: str, study: str = "search") -> None:
@@ -163,6 +164,7 @@ class _Search:
         self.model, self.calibration, self.settings, self.report = model, calibration, settings, report
         self.shapes = unit_shapes(model, settings.grouping)
         self.groups = unit_groups(list(self.shapes))
+        self.recipe(np.ones(len(self.shapes)))  # raises for a budget that nothing fits, before a study is made of it
         self.windows = sampled(calibration, settings.samples)
         self.study = SearchStudy(storage, study, known_settings(calibration, settings) | self._identity())
         self.total = settings.population * settings.generations
