@@ -22,7 +22,20 @@ LEVELS = [
     ["search", "compensation", "checkpoint", "runtime", "conversion"],
     ["sparse_linear", "sparse_model", "gated", "bytes_read", "calibration", "models", "losses", "settle"],
     ["criteria", "lowrank", "ops", "row_policy", "meter", "published"],
-    ["recipe", "schema", "token_policy", "atomic", "errors", "progress", "fingerprint", "records", "quiet", "shards"],
+    [
+        "recipe",
+        "schema",
+        "token_policy",
+        "atomic",
+        "errors",
+        "progress",
+        "fingerprint",
+        "records",
+        "quiet",
+        "shards",
+        "memory",
+        "same",
+    ],
 ]
 HEIGHT = {name: len(LEVELS) - level for level, names in enumerate(LEVELS) for name in names}
 

@@ -114,10 +114,12 @@ def test_sinks_that_leave_no_token(sinks):
 
 
 def test_a_unit_without_room_for_a_vector():
-    """1/48 of the weights, where low rank has taken all but 1/96."""
+    """A vector takes 1 of 48 channels, where a rank of 1 has left half a one of 2.5."""
     model = model_of(rho=1.0, grouping="linear", stacked=False)
     recipe, name = state(model).recipe, "model.layers.0.self_attn.o_proj"
-    replace_units(model, {**recipe.units, name: dataclasses.replace(recipe.units[name], sparsity=1 - 1 / 96)})
+    replace_units(
+        model, {**recipe.units, name: dataclasses.replace(recipe.units[name], sparsity=1 - 2.5 / 48, rho=0.2, ranks=(1,))}
+    )
     before = state(model).recipe
     refused(f"recipe unit {name}: .* costs more than sparsity", model)
     assert state(model).recipe == before

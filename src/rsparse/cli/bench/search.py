@@ -80,7 +80,7 @@ class _Trained:
         model = f"{model_label(self.args.model)}, {model_stamp(self.args.model)}"
         return {
             "model": model,
-            "calibration": known_settings(self.calibration, self.settings)["calibration"],
+            "calibration": known_settings(self.calibration, self.settings)["windows"],
             **_machine(self.args),
         }
 
