@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,12 +72,18 @@ def shown(records: Sequence[dict[str, Any]]) -> list[str]:
     return sorted(seen - {"dense"})
 
 
-def panel(axis: Any, records: Sequence[dict[str, Any]], presets: Sequence[str]) -> None:
-    """One model and text on `axis`."""
+@functools.cache
+def _colors() -> list[Any]:
+    """The ten of every plot, then a lighter one of each."""
     from matplotlib import colormaps
 
     shades = list(colormaps["tab20"](range(20)))
-    colors = [*shades[::2], *shades[1::2]]  # the ten of every plot, then a lighter one of each
+    return [*shades[::2], *shades[1::2]]
+
+
+def panel(axis: Any, records: Sequence[dict[str, Any]], presets: Sequence[str]) -> None:
+    """One model and text on `axis`."""
+    colors = _colors()
     dense = next((r["metrics"]["perplexity"] for r in records if r["config"]["preset"] == "dense"), None)
     seen: list[float] = []
     shares: list[float] = []

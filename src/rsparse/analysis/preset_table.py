@@ -10,12 +10,8 @@ from rsparse.analysis.gap_table import BASE, by_text, gaps_closed
 from rsparse.analysis.quality_table import head_lines, row_line, rows_of, share_cell
 
 Record = dict[str, Any]
-COSTS = {
-    "s, recipe": ("recipe_seconds", 1.0),
-    "s, fit": ("fit_seconds", 1.0),
-    "GB, recipe": ("recipe_peak_bytes", 1e9),
-    "GB, fit": ("fit_peak_bytes", 1e9),
-}
+SECONDS = {"s, recipe": "recipe_seconds", "s, fit": "fit_seconds"}
+MEMORY = {"GB, recipe": "recipe_peak_bytes", "GB, fit": "fit_peak_bytes"}
 PRESETS = {"teal": "fast", "balanced": "balanced", "best": "best"}  # fast's records are those of its method
 
 
@@ -27,8 +23,9 @@ def preset_table(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
     Rows without all texts are left out; what was not measured is empty.
     """
     groups = rows_of(records)
-    costs = COSTS if any("recipe_peak_bytes" in r["config"] for r in records) else dict(list(COSTS.items())[:2])
-    lines = head_lines(["model", "asked", "preset", "mean closed", "above chance kept, `all`", "`decode`", *costs, "on"])
+    memory = MEMORY if any("recipe_peak_bytes" in r["config"] for r in records) else {}
+    heads = ["model", "asked", "preset", "mean closed", "above chance kept, `all`", "`decode`", *SECONDS, *memory, "on"]
+    lines = head_lines(heads)
     for model, level in sorted({(model, level) for model, level, preset in groups if preset in PRESETS}):
         dense, base = groups.get((model, 0.0, "dense"), []), groups.get((model, level, BASE), [])
         for preset, name in PRESETS.items():
@@ -39,8 +36,8 @@ def preset_table(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
             cells = [model.removesuffix(".gguf"), f"{level:.0%}", f"`{name}`", f"{closed:.0%}"]
             cells += [share_cell(mine, dense, policy) for policy in ("all", "decode")]
             config = mine[0]["config"]
-            for field, unit in costs.values():
-                cells.append("" if config.get(field) is None else f"{config[field] / unit:.{0 if unit == 1 else 1}f}")
+            cells += ["" if config.get(field) is None else f"{config[field]:.0f}" for field in SECONDS.values()]
+            cells += ["" if config.get(field) is None else f"{config[field] / 1e9:.1f}" for field in memory.values()]
             cells.append(str(mine[0]["env"]["gpu"] or mine[0]["env"]["cpu"]))
             lines.append(row_line(cells))
     return lines
