@@ -7,6 +7,7 @@ a look at the held-out text that finds the fit worse than its best state goes ba
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rsparse.calibration.windows import spread
 from rsparse.compensation.fitted import FittedVector
@@ -217,7 +219,7 @@ class _Fit:
         picked = self._picked(step)
         ids, rows = self.windows[picked].to(self.device), state(model).policy
         dense = dense_states(model, ids) if self.dense_windows is None else self.dense_windows[picked]
-        with torch.enable_grad(), fitted.trainable(), rows.using(self.policy):
+        with torch.enable_grad(), fitted.trainable(), rows.using(self.policy), _repeatable(self.device):
             fitted.bind()
             hidden = hidden_states(model, ids)
             kl, gradient = kl_gradient(model, hidden, dense)
@@ -262,6 +264,14 @@ class _Fit:
         fitted = ", ".join(["vectors", *(name for name in ("levels", "factors") if getattr(settings, name))])
         how = f"{fitted}; {settings.steps} steps of {settings.batch_tokens} tokens, seed {settings.seed}"
         replace_units(self.model, units, compensation=f"{label}: {how}" if label else how)
+
+
+def _repeatable(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Attention whose backward adds in one order on a GPU, so that a seed gives one fit.
+
+    Flash attention's adds as threads arrive, and masks that flip make much of a last bit.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _check_finite(kl: float, step: int) -> None:
