@@ -19,6 +19,7 @@ from pages.reproduced import reproduced, stale_records, tables
 
 from rsparse import records as result_records
 from rsparse.analysis import decode_plot, decode_table, kernel_plot, kernel_table
+from rsparse.analysis.lever_table import is_ablation
 from rsparse.analysis.pareto import plot
 from rsparse.analysis.quality_table import load_records
 
@@ -34,7 +35,10 @@ def main() -> int:
     kernels, decoded = kernel_table.load_records(KERNELS), decode_table.load_records(DECODE)
     blocks: dict[Path, dict[str, str]] = {
         ROOT / "README.md": {"results": bench.readme_block([*records, *presets])},
-        DOCS / "quality.md": {"results": quality.quality_block(records, won)},
+        DOCS / "quality.md": {
+            "results": quality.quality_block(records, won),
+            "levers": quality.levers_block(records, won),
+        },
         DOCS / "low_rank.md": {"results": quality.low_rank_block([*records, *won])},
         DOCS / "gpu.md": {
             "decode": gpu.decode_block(decoded),
@@ -59,8 +63,9 @@ def main() -> int:
         path.write_text(text, encoding="utf-8")
     for path, record in written.items():
         result_records.write(path, record)
-    plot([*records, *won], DOCS / "pareto.png")
-    plot([r for r in [*records, *won] if bench.pictured(r)], DOCS / "pareto-smollm2.png")
+    methods = [r for r in [*records, *won] if not is_ablation(r)]
+    plot(methods, DOCS / "pareto.png")
+    plot([r for r in methods if bench.pictured(r)], DOCS / "pareto-smollm2.png")
     if kernels:
         kernel_plot.plot(kernels, DOCS / "kernels.png")
     if gpu.levels(decoded) > 1:

@@ -100,8 +100,6 @@ def bench_protocol(records: list[dict[str, Any]], metrics: str = PAGE_METRICS) -
 
 
 def pictured(record: dict[str, Any]) -> bool:
-    """Whether it is in README's picture, which has room for two panels and no ablations."""
+    """Whether it is in README's picture, which has room for two panels."""
     config = record["config"]
-    if "levels-false" in config["preset"]:
-        return False
     return config["model"].startswith("smollm2") and config.get("data") in ("c4-short.jsonl", "wikitext2-test.txt")

@@ -8,6 +8,7 @@ from pages.bench import bench_protocol
 from pages.folders import RANKS, TITLES
 from rsparse.analysis import low_rank_table
 from rsparse.analysis.gap_table import gap_tables
+from rsparse.analysis.lever_table import is_ablation, lever_tables
 from rsparse.analysis.preset_table import preset_table
 
 PRESET_SECONDS = (
@@ -15,6 +16,11 @@ PRESET_SECONDS = (
     "were run, they are of the same recipe."
 )
 LOW_RANK_LEVEL = 0.5
+LEVER_LEVEL = 0.5
+LEVER_SAID = (
+    "The mean share of the gap from sparse-only to dense that is closed on WikiText-2, C4 and StackExchange, every token "
+    "sparse; seconds and GB are means over the models, of runs that shared their card with others."
+)
 
 
 def quality_block(bench: list[dict[str, Any]], quality: list[dict[str, Any]]) -> str:
@@ -24,7 +30,14 @@ def quality_block(bench: list[dict[str, Any]], quality: list[dict[str, Any]]) ->
     texts = [text for text in TITLES if text != "github.txt"]
     presets = ["**The presets: what they win and cost**", "", *preset_table(both, texts), "", PRESET_SECONDS, ""]
     plots = "![perplexity over bytes, by model and text](pareto.png)"
-    return "\n".join([*presets, *gap_tables(records, texts), plots, "", bench_protocol(quality)])
+    methods = gap_tables([r for r in records if not is_ablation(r)], texts)
+    return "\n".join([*presets, *methods, plots, "", bench_protocol(quality)])
+
+
+def levers_block(bench: list[dict[str, Any]], quality: list[dict[str, Any]]) -> str:
+    """What each lever wins, alone and beside the others."""
+    texts = [text for text in TITLES if text != "github.txt"]
+    return "\n".join([*lever_tables([*bench, *quality], texts, LEVER_LEVEL), LEVER_SAID])
 
 
 def searched(records: list[dict[str, Any]], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
