@@ -51,7 +51,7 @@ def test_quality(here, quality, method, compensated):
     config, metrics = found["config"], found["metrics"]
     assert (config["method"], bool(config["compensation"])) == (method, compensated)
     assert metrics["achieved_sparsity"] == pytest.approx(0.5, abs=0.05)  # on the few tokens of the check
-    fit = {"heldout_kl_before", "heldout_kl", "kept_step", "history", "fit_seconds"}
+    fit = {"heldout_kl_before", "heldout_kl", "kept_step", "history", "fit_seconds", "fit_peak_bytes"}
     assert ("fit_settings" in config, fit & metrics.keys()) == (compensated, fit if compensated else set())
     if compensated:
         assert config["fit_settings"] == {

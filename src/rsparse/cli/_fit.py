@@ -49,31 +49,35 @@ def check_size(settings: Any, seq_len: int, tokens: int, option: str) -> None:
         raise RSparseError(f"{option} must be {2 * seq_len} or more, two windows of {seq_len}; got {tokens}")
 
 
-def run_fit(args: argparse.Namespace, model: Any, data: str, texts: tuple[Any, Any], settings: Any, *, sink_tokens: int) -> Any:
-    """Compensate `model` in place on `texts`, windows and held-out ones of `data`, with its progress on stderr."""
+def run_fit(
+    args: argparse.Namespace, model: Any, data: str, texts: tuple[Any, Any], settings: Any, *, sink_tokens: int
+) -> dict[str, Any]:
+    """Compensate `model` in place on `texts`, windows and held-out ones of `data`, with its progress on stderr. Its metrics."""
     from rsparse.compensation import compensate
     from rsparse.evaluation.describe import short
+    from rsparse.memory import peak_bytes, reset_peak
 
     windows, heldout = texts
     file = state_file(args)
     if file.exists():
         options.say(f"goes on with {file}")
     label = f"{short(data)}, {windows.numel()} tokens"
-    return compensate(model, windows, heldout, settings, sink_tokens=sink_tokens, label=label, state_file=file, report=_report)
-
-
-def config_of(settings: Any) -> dict[str, Any]:
-    return {"fit_settings": dataclasses.asdict(settings)}
-
-
-def metrics_of(result: Any) -> dict[str, Any]:
+    reset_peak(model.device)
+    result = compensate(
+        model, windows, heldout, settings, sink_tokens=sink_tokens, label=label, state_file=file, report=_report
+    )
     return {
         "heldout_kl_before": result.before,
         "heldout_kl": result.kl,
         "kept_step": result.step,
         "history": result.history,
         "fit_seconds": round(result.seconds, 2),
+        "fit_peak_bytes": peak_bytes(model.device),
     }
+
+
+def config_of(settings: Any) -> dict[str, Any]:
+    return {"fit_settings": dataclasses.asdict(settings)}
 
 
 def _report(progress: Any) -> None:

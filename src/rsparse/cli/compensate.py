@@ -44,11 +44,11 @@ def run(args: argparse.Namespace) -> None:
     check_positions(model, args.seq_len, f"windows of {args.seq_len} tokens")
     data = args.data or DEFAULT
     texts = fit_windows(data, tokenizer, args.seq_len, args.tokens)
-    result = _fit.run_fit(args, model, data, texts, settings, sink_tokens=args.sink_tokens)
+    metrics = _fit.run_fit(args, model, data, texts, settings, sink_tokens=args.sink_tokens)
     save_pretrained(model, args.out, tokenizer, overwrite=args.overwrite)
     _fit.state_file(args).unlink(missing_ok=True)
     config: dict[str, Any] = {"token_policy": "all", "sink_tokens": args.sink_tokens, "seq_len": args.seq_len}
-    options.write_record(args, timer, model, config | _fit.config_of(settings), _fit.metrics_of(result))
+    options.write_record(args, timer, model, config | _fit.config_of(settings), metrics)
     options.say(
         f"{args.out}: {recipe_state(model).recipe.method}, compensated; `rsparse eval {args.out}` compares it with dense"
     )

@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> None:
     sparsify(model, recipe, calibration, settle_tokens=args.settle_tokens, backend=args.backend, seed=args.seed)
     config, metrics = {}, {}
     if fit is not None:
-        result = _fit.run_fit(args, model, fit.data, texts, fit.settings, sink_tokens=fit.sink_tokens)
-        config, metrics = _fit.config_of(fit.settings), _fit.metrics_of(result)
+        config = _fit.config_of(fit.settings)
+        metrics = _fit.run_fit(args, model, fit.data, texts, fit.settings, sink_tokens=fit.sink_tokens)
     if calibration is not None and not args.no_check:
         from rsparse.evaluation.check import quick_check
 
