@@ -30,6 +30,8 @@ def main() -> int:
     args = parser.parse_args()
     records, won = load_records(BENCH), load_records(QUALITY)
     won += quality.searched(load_records(REPRODUCE), won)
+    levers = won
+    won = [r for r in won if not is_ablation(r)]
     presets = [r for r in won if r["config"]["preset"] in ("balanced", "best")]
     curves = decode_table.load_records(CURVE)
     kernels, decoded = kernel_table.load_records(KERNELS), decode_table.load_records(DECODE)
@@ -37,7 +39,7 @@ def main() -> int:
         ROOT / "README.md": {"results": bench.readme_block([*records, *presets])},
         DOCS / "quality.md": {
             "results": quality.quality_block(records, won),
-            "levers": quality.levers_block(records, won),
+            "levers": quality.levers_block(records, levers),
         },
         DOCS / "low_rank.md": {"results": quality.low_rank_block([*records, *won])},
         DOCS / "gpu.md": {
@@ -63,9 +65,8 @@ def main() -> int:
         path.write_text(text, encoding="utf-8")
     for path, record in written.items():
         result_records.write(path, record)
-    methods = [r for r in [*records, *won] if not is_ablation(r)]
-    plot(methods, DOCS / "pareto.png")
-    plot([r for r in methods if bench.pictured(r)], DOCS / "pareto-smollm2.png")
+    plot([*records, *won], DOCS / "pareto.png")
+    plot([r for r in [*records, *won] if bench.pictured(r)], DOCS / "pareto-smollm2.png")
     if kernels:
         kernel_plot.plot(kernels, DOCS / "kernels.png")
     if gpu.levels(decoded) > 1:

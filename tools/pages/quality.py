@@ -8,7 +8,7 @@ from pages.bench import bench_protocol
 from pages.folders import RANKS, TITLES
 from rsparse.analysis import low_rank_table
 from rsparse.analysis.gap_table import gap_tables
-from rsparse.analysis.lever_table import is_ablation, lever_tables
+from rsparse.analysis.lever_table import lever_tables
 from rsparse.analysis.preset_table import preset_table
 
 PRESET_SECONDS = (
@@ -30,8 +30,7 @@ def quality_block(bench: list[dict[str, Any]], quality: list[dict[str, Any]]) ->
     texts = [text for text in TITLES if text != "github.txt"]
     presets = ["**The presets: what they win and cost**", "", *preset_table(both, texts), "", PRESET_SECONDS, ""]
     plots = "![perplexity over bytes, by model and text](pareto.png)"
-    methods = gap_tables([r for r in records if not is_ablation(r)], texts)
-    return "\n".join([*presets, *methods, plots, "", bench_protocol(quality)])
+    return "\n".join([*presets, *gap_tables(records, texts), plots, "", bench_protocol(quality)])
 
 
 def levers_block(bench: list[dict[str, Any]], quality: list[dict[str, Any]]) -> str:
