@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rsparse.search import genome
-from rsparse.search.genome import DIGITS, NOISE, RATE, child, initial, survivors
+from rsparse.search.genome import DIGITS, NOISE, RATE, SHARED, child, initial, survivors
 from rsparse.search.run import unit_groups
 
 GROUPS = [0, 0, 0, 1, 2, 2, 1, 1]
@@ -27,7 +27,9 @@ def test_the_fittest_survive_and_equals_keep_their_order():
 def test_the_first_member_is_sparse_only_and_the_last_ones_spread_farthest():
     assert initial(7, 0, 32, GROUPS).tolist() == [1] * 8
     for index in range(32):
-        assert initial(7, index, 32, GROUPS).min() >= 1 - index / 31 - 1e-6
+        assert initial(7, index, 32, GROUPS).min() >= 1 - (index / 31) ** 2 - 1e-6
+    near = min(initial(seed, 8, 32, GROUPS).min() for seed in range(50))
+    assert near == pytest.approx(1 - (8 / 31) ** 2, abs=0.01)  # a quarter of the way out, a sixteenth of the spread
     assert min(initial(seed, 31, 32, GROUPS).min() for seed in range(50)) < 0.05
     assert initial(7, 0, 1, GROUPS).tolist() == [1] * 8
 
@@ -42,10 +44,20 @@ def test_initial_members_move_whole_groups():
     assert len(set(genes[:3])) == 3  # each unit of the group its own
 
 
-@pytest.mark.parametrize("noise", [0.0, NOISE])
+def still(monkeypatch):
+    """Mutations too small to be seen."""
+    monkeypatch.setattr(genome, "NOISE", (-12.0, -12.0))
+
+
+def own(monkeypatch):
+    """No mutation that moves a group as one."""
+    monkeypatch.setattr(genome, "SHARED", 0.0)
+
+
+@pytest.mark.parametrize("noise", [False, True])
 def test_a_child_is_a_convex_combination_with_noise(monkeypatch, noise):
     """By group either a parent's genes or α·a + (1 − α)·b, with one α; then noise on some groups."""
-    monkeypatch.setattr(genome, "NOISE", noise)
+    own(monkeypatch) if noise else still(monkeypatch)
     blended = mutated = 0
     for made in children(range(100)):
         ways = []
@@ -74,27 +86,62 @@ def test_a_child_is_a_convex_combination_with_noise(monkeypatch, noise):
 
 
 def test_the_share_of_a_parent_is_any(monkeypatch):
-    monkeypatch.setattr(genome, "NOISE", 0.0)
+    still(monkeypatch)
     made = np.array(children(range(1500), [np.zeros(8), np.ones(8)]))
     alphas = made[(made > 0) & (made < 1)]
     assert np.quantile(alphas, [0.1, 0.5, 0.9]).tolist() == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
 
 
-def test_noise_is_normal_and_comes_by_group(monkeypatch):
-    same = [np.full(8, 0.5), np.full(8, 0.5)]
-    made = np.array(children(range(2000), same)) - 0.5
+def moved(seeds=range(2000)):
+    """What a mutation alone does, [seeds, units]."""
+    return np.array(children(seeds, [np.full(8, 0.5)] * 2)) - 0.5
+
+
+def test_noise_comes_by_group(monkeypatch):
+    own(monkeypatch)
+    made = moved()
     assert (made != 0).mean() == pytest.approx(RATE, abs=0.05)
     for first, second in [(0, 1), (3, 6), (4, 5)]:
         assert ((made[:, first] != 0) == (made[:, second] != 0)).all()
     assert 0.4 < ((made[:, 0] != 0) == (made[:, 3] != 0)).mean() < 0.6
-    drawn = made[made != 0]
-    assert drawn.std() == pytest.approx(NOISE, rel=0.05)
-    assert drawn.mean() == pytest.approx(0, abs=0.005)
+    assert made[made != 0].mean() == pytest.approx(0, abs=0.005)
     assert abs(np.corrcoef(made[made[:, 0] != 0][:, :2].T)[0, 1]) < 0.1
 
 
+@pytest.mark.parametrize("shared", [0.0, 1.0])
+def test_noise_is_normal(monkeypatch, shared):
+    """Of one size here: 68 and 95 % are within one and two of it."""
+    monkeypatch.setattr(genome, "NOISE", (-1.0, -1.0))
+    monkeypatch.setattr(genome, "SHARED", shared)
+    drawn = moved()[:, [0, 3, 4]]
+    drawn = abs(drawn[drawn != 0])
+    assert [(drawn < 0.1).mean(), (drawn < 0.2).mean()] == pytest.approx([0.683, 0.954], abs=0.02)
+
+
+def test_its_size_is_drawn_for_each_child(monkeypatch):
+    """Evenly between the logarithms: of a hundred units' spread the quantiles are those of the size itself."""
+    own(monkeypatch)
+    made = np.array(children(range(1000), [np.full(100, 0.5)] * 2, [0] * 100)) - 0.5
+    sizes = np.log10(made[made[:, 0] != 0].std(axis=1))
+    low, high = NOISE
+    assert np.quantile(sizes, [0.1, 0.5, 0.9]).tolist() == pytest.approx(
+        [low + share * (high - low) for share in (0.1, 0.5, 0.9)], abs=0.08
+    )
+
+
+def test_half_of_the_mutations_move_a_group_as_one():
+    made = moved()
+    made = made[made[:, 0] != 0]
+    as_one = (made[:, 0] == made[:, 1]) & (made[:, 1] == made[:, 2])
+    assert as_one.mean() == pytest.approx(SHARED, abs=0.06)
+    both = made[as_one & (made[:, 3] != 0)]
+    assert len(both) > 100
+    assert (both[:, 0] != both[:, 3]).all()  # another group has a step of its own
+    assert (both[:, 3] == both[:, 6]).all()
+
+
 def test_genes_stay_in_range_and_are_rounded(monkeypatch):
-    monkeypatch.setattr(genome, "NOISE", 5.0)
+    monkeypatch.setattr(genome, "NOISE", (0.7, 0.7))
     made = np.array([*children(), *[initial(seed, 9, 10, GROUPS) for seed in range(50)]])
     assert made.dtype == np.float64
     assert made.min() == 0

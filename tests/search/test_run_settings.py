@@ -10,7 +10,7 @@ import pytest
 
 import rsparse
 from rsparse.errors import RSparseError
-from rsparse.search import check_study, search
+from rsparse.search import check_study, genome, search
 from rsparse.sparse_model import is_sparse
 from tests.search.searches import SETTINGS, searched
 from tests.support.folders import sparse_model
@@ -99,8 +99,8 @@ def test_what_cannot_be_searched(journal, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("change", [None, "windows", "sinks", "population"])
-def test_what_shows_before_the_model_is_there(expected, tmp_path, change):
+@pytest.mark.parametrize("change", [None, "windows", "sinks", "population", "operators"])
+def test_what_shows_before_the_model_is_there(expected, tmp_path, monkeypatch, change):
     calibration, settings = copy.copy(calibration_of("llama")), SETTINGS
     check_study(calibration, settings, f"journal:{tmp_path}/none")
     if change == "windows":
@@ -109,6 +109,8 @@ def test_what_shows_before_the_model_is_there(expected, tmp_path, change):
         calibration.meta = dataclasses.replace(calibration.meta, sink_tokens=2)
     elif change == "population":
         settings = dataclasses.replace(SETTINGS, population=5)
+    elif change == "operators":  # as of another version of this library
+        monkeypatch.setattr(genome, "OPERATORS", genome.OPERATORS - 1)
     if change is None:
         check_study(calibration, settings, expected[0])
         return

@@ -117,7 +117,8 @@ def sampled(calibration: Calibration, samples: int) -> Tensor:
 def known_settings(calibration: Calibration, settings: SearchSettings) -> dict[str, Any]:
     """What a study keeps of its search that is known without the model, the rows that `fit=dropped` reads included."""
     # Named so that other settings are told before it: what judges follows from `samples` too.
-    return asdict(settings) | {"windows": calibration.stamp(sampled(calibration, settings.samples))}
+    windows = {"windows": calibration.stamp(sampled(calibration, settings.samples))}
+    return asdict(settings) | {"operators": genomes.OPERATORS} | windows
 
 
 def check_study(calibration: Calibration, settings: SearchSettings, storage: str, study: str = "search") -> None:
