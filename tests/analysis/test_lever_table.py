@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rsparse.analysis.lever_table import is_ablation, lever_tables
-from tests.analysis.test_preset_table import BASE, TEXTS, cells, record, texts
+from tests.analysis.gaps import BASE, TEXTS, cells, record, texts
 
 ALONE = "joint-criterion-magnitude"
 
@@ -20,8 +20,8 @@ def test_the_share_closed_by_lever_and_what_it_took():
         each["config"]["recipe_peak_bytes"] = 2_340_000_000
     heads, _, first, second = tables([*mine, *texts("teal", 0.5, 13.0, 27.5, recipe=9.6)])
     assert heads == ["levers", "method", "tiny", "mean", "s, recipe", "s, fit", "GB, recipe", "GB, fit"]
-    assert first[1:] == ["`teal`", "25.0%", "25.0%", "10", "", "", ""]
-    assert second[1:] == [f"`{ALONE}`", "55.0%", "55.0%", "40", "", "2.3", ""]
+    assert first == ["levels within each block (`fast`)", "`teal`", "25.0%", "25.0%", "10", "", "", ""]
+    assert second == ["levels, bytes, and low rank by kind", f"`{ALONE}`", "55.0%", "55.0%", "40", "", "2.3", ""]
 
 
 def test_the_leagues_stand_apart():
@@ -30,13 +30,22 @@ def test_the_leagues_stand_apart():
 
 
 def test_a_mean_is_over_all_models_or_not_given():
-    """One model has both recipes, the other one: costs are means of what there is."""
+    """One model has both recipes, the other one of them, without its memory."""
     other = [*BASE, *texts(ALONE, 0.5, 12.0, 25.0, recipe=20)]
     other = [each | {"config": each["config"] | {"model": "other.gguf"}} for each in other]
-    both = [*texts(ALONE, 0.5, 12.0, 24.0, recipe=40), *texts("joint-rounds0", 0.5, 14.0, 30.0), *other]
-    _, _, first, second = tables(both)
-    assert first[2:6] == ["50.0%", "55.0%", "52.5%", "30"]
-    assert second[2:6] == ["", "0.0%", "", ""]
+    mine = texts(ALONE, 0.5, 12.0, 24.0, recipe=40)
+    for each in mine:
+        each["config"]["recipe_peak_bytes"] = 2e9
+    _, _, first, second = tables([*mine, *texts("joint-rounds0", 0.5, 14.0, 30.0, recipe=3), *other])
+    assert first[2:] == ["50.0%", "55.0%", "52.5%", "30", "", "", ""]
+    assert second[2:] == ["", "0.0%", "", "", "", "", ""]
+
+
+def test_a_model_without_one_of_the_texts_is_empty():
+    other = [*BASE, *texts(ALONE, 0.5, 12.0, 25.0)[:1]]
+    other = [each | {"config": each["config"] | {"model": "other.gguf"}} for each in other]
+    _, _, row = tables([*texts(ALONE, 0.5, 12.0, 24.0), *other])
+    assert row[2:5] == ["", "55.0%", ""]
 
 
 def test_other_levels_and_policies_are_left_out():

@@ -3,18 +3,7 @@
 from __future__ import annotations
 
 from rsparse.analysis.preset_table import preset_table
-
-TEXTS = ["a.txt", "b.txt"]
-
-
-def record(preset, level, data, policy="all", *, gpu="H100", recipe=None, fit=None, **metrics):
-    config = {"model": "tiny.gguf", "preset": preset, "sparsity": level, "token_policy": policy, "data": data}
-    config |= {"recipe_seconds": recipe, "fit_seconds": fit}
-    return {"config": config, "metrics": metrics, "env": {"gpu": gpu, "cpu": "a CPU"}}
-
-
-def texts(preset, level, a, b, **options):
-    return [record(preset, level, text, perplexity=p, **options) for text, p in (("a.txt", a), ("b.txt", b))]
+from tests.analysis.gaps import BASE, TEXTS, cells, record, texts
 
 
 def tasks(preset, level, right, policy):
@@ -22,13 +11,6 @@ def tasks(preset, level, right, policy):
     marks = "1" * right + "0" * (10 - right)
     row = {"n": 10, "acc": right / 10, "chance": 0.5, "rows": {"acc": marks}}
     return record(preset, level, None, policy, tasks={"piqa": row})
-
-
-def cells(line):
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-BASE = [*texts("dense", 0.0, 10.0, 20.0), *texts("sparse_only", 0.5, 14.0, 30.0)]
 
 
 def rows(records):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -279,6 +280,35 @@ def test_the_learning_rate_warms_up_and_ends_near_zero():
     assert rates[:10] == sorted(rates[:10])
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert 0 < rates[-1] < 0.001
+
+
+def test_on_a_gpu_attention_is_one_whose_backward_adds_in_one_order():
+    backends = torch.backends.cuda
+    with module._repeatable(torch.device("cuda")):
+        found = [backends.math_sdp_enabled(), backends.flash_sdp_enabled(), backends.mem_efficient_sdp_enabled()]
+    assert found == [True, False, False]
+    with module._repeatable(torch.device("cpu")):
+        assert backends.flash_sdp_enabled()
+
+
+def test_each_step_is_under_it_and_no_look_is(monkeypatch):
+    inside, seen = [], []
+
+    @contextlib.contextmanager
+    def noted(device):
+        inside.append(device)
+        yield
+        inside.pop()
+
+    def states(model, ids):
+        seen.append(len(inside))
+        return hidden_states(model, ids)
+
+    monkeypatch.setattr(module, "_repeatable", noted)
+    monkeypatch.setattr(module, "hidden_states", states)
+    fitted(steps=4, check_every=2)
+    assert seen.count(1) == 4
+    assert seen.count(0) >= 3  # the looks: before the first step, and two
 
 
 def test_batches_are_a_function_of_seed_and_step():

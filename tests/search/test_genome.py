@@ -57,7 +57,7 @@ def own(monkeypatch):
 @pytest.mark.parametrize("noise", [False, True])
 def test_a_child_is_a_convex_combination_with_noise(monkeypatch, noise):
     """By group either a parent's genes or α·a + (1 − α)·b, with one α; then noise on some groups."""
-    own(monkeypatch) if noise else still(monkeypatch)
+    (own if noise else still)(monkeypatch)
     blended = mutated = 0
     for made in children(range(100)):
         ways = []
@@ -119,10 +119,14 @@ def test_noise_is_normal(monkeypatch, shared):
 
 
 def test_its_size_is_drawn_for_each_child(monkeypatch):
-    """Evenly between the logarithms: of a hundred units' spread the quantiles are those of the size itself."""
+    """Evenly between the logarithms, one for all groups; the spread of a hundred units tells it."""
     own(monkeypatch)
-    made = np.array(children(range(1000), [np.full(100, 0.5)] * 2, [0] * 100)) - 0.5
-    sizes = np.log10(made[made[:, 0] != 0].std(axis=1))
+    made = np.array(children(range(2000), [np.full(200, 0.5)] * 2, [0] * 100 + [1] * 100)) - 0.5
+    both = made[(made[:, 0] != 0) & (made[:, -1] != 0)]
+    one, other = both[:, :100].std(axis=1), both[:, 100:].std(axis=1)
+    assert len(both) > 300
+    assert abs(np.log(one / other)).max() < 0.5
+    sizes = np.log10(made[made[:, 0] != 0][:, :100].std(axis=1))
     low, high = NOISE
     assert np.quantile(sizes, [0.1, 0.5, 0.9]).tolist() == pytest.approx(
         [low + share * (high - low) for share in (0.1, 0.5, 0.9)], abs=0.08

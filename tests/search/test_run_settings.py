@@ -110,7 +110,7 @@ def test_what_shows_before_the_model_is_there(expected, tmp_path, monkeypatch, c
     elif change == "population":
         settings = dataclasses.replace(SETTINGS, population=5)
     elif change == "operators":  # as of another version of this library
-        monkeypatch.setattr(genome, "OPERATORS", genome.OPERATORS - 1)
+        monkeypatch.setattr(genome, "VERSION", genome.VERSION + 1)
     if change is None:
         check_study(calibration, settings, expected[0])
         return

@@ -28,6 +28,14 @@ def gaps_closed(
     return [gap_closed(mine[text]["perplexity"], base[text]["perplexity"], dense[text]["perplexity"]) for text in texts]
 
 
+def mean_closed(mine: Sequence[Record], base: Sequence[Record], dense: Sequence[Record], texts: Sequence[str]) -> float | None:
+    """The mean of `gaps_closed` with every token sparse; None where a text is missing, or sparse-only lost nothing."""
+    own, bases, denses = (by_text([r for r in each if r["config"]["token_policy"] == "all"]) for each in (mine, base, dense))
+    shares = gaps_closed(own, bases, denses, texts)
+    mean = math.nan if shares is None else sum(shares) / len(shares)
+    return None if math.isnan(mean) else mean
+
+
 def gap_tables(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
     """A table for each league: nothing fitted by gradient, then compensated. One policy; only rows that have every text.
 

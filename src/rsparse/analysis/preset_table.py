@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from rsparse.analysis.gap_table import BASE, by_text, gaps_closed
+from rsparse.analysis.gap_table import BASE, mean_closed
 from rsparse.analysis.quality_table import head_lines, row_line, rows_of, share_cell
 
 Record = dict[str, Any]
@@ -30,7 +29,7 @@ def preset_table(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
         dense, base = groups.get((model, 0.0, "dense"), []), groups.get((model, level, BASE), [])
         for preset, name in PRESETS.items():
             mine = groups.get((model, level, preset), [])
-            closed = _closed(mine, base, dense, texts)
+            closed = mean_closed(mine, base, dense, texts)
             if closed is None:
                 continue
             cells = [model.removesuffix(".gguf"), f"{level:.0%}", f"`{name}`", f"{closed:.0%}"]
@@ -41,11 +40,3 @@ def preset_table(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
             cells.append(str(mine[0]["env"]["gpu"] or mine[0]["env"]["cpu"]))
             lines.append(row_line(cells))
     return lines
-
-
-def _closed(mine: Sequence[Record], base: Sequence[Record], dense: Sequence[Record], texts: Sequence[str]) -> float | None:
-    """The mean gap closed with every token sparse; None where a text is missing, or sparse-only lost nothing."""
-    own, bases, denses = (by_text([r for r in each if r["config"]["token_policy"] == "all"]) for each in (mine, base, dense))
-    shares = gaps_closed(own, bases, denses, texts)
-    mean = math.nan if shares is None else sum(shares) / len(shares)
-    return None if math.isnan(mean) else mean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class SearchBench:
         report = functools.partial(self.report, population)
         result = search(model, calibration, settings, storage=storage_of(self.folder, population), report=report)
         config = model_config(model, self.config["model"]) | {"suite": "search", "preset": "searched", "method": "rsparse"}
-        config |= asdict(settings) | {"calibration": calibration.meta.label, "seq_len": calibration.meta.seq_len}
+        config |= settings.known() | {"calibration": calibration.meta.label, "seq_len": calibration.meta.seq_len}
         config |= {"sink_tokens": calibration.meta.sink_tokens, "recipe_sha": result.recipe.sha()} | self.config
         metrics = metrics_of(result, settings.samples * calibration.meta.seq_len)
         if model.device.type == "cuda":

@@ -55,7 +55,7 @@ class Searches:
         return found
 
     def _search(self, model: str, settings: SearchSettings, methods: Sequence[MethodSpec], folder: Path) -> None:
-        kept = {name: value for name, value in dataclasses.asdict(settings).items() if name != "population"}
+        kept = {name: value for name, value in settings.known().items() if name != "population"}
         populations = [search_settings(method, settings.sparsity, settings.seed).population for method in methods]
 
         def load() -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ the fittest survive; operators by group of units at a rate of 0.5. What it leave
 survivors; mutation adds normal noise of a size drawn for each child, to each unit its own or to each group one step, and
 clips to [0, 1]; and the initial population spreads from rho = 1 everywhere (sparse-only, so that the search never ends
 behind it) to fully random, most of it near the first. One size of 0.1 and an even spread took the population below where
-the best lies: 1 % of perplexity behind on three models (docs/log.md).
+the best lies (docs/log.md, "What evolution finds").
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 Genome = NDArray[np.float64]
 
 RATE = 0.5  # of each operator, by group
-NOISE = (-2.5, -1.0)  # log10 of a mutation's standard deviation in rho, drawn evenly: to move, and to settle near rho = 1
-SHARED = 0.5  # of the mutations move a group as one: what a rho is worth differs more by kind than by block
-OPERATORS = 2  # raised where a genome would come out otherwise, so that no study goes on under two rules
+NOISE = (-2.5, -1.0)  # log10 of a mutation's standard deviation in rho, drawn evenly
+SHARED = 0.5  # of the mutations move a group as one
+VERSION = 2  # of these operators: raised where a genome comes out otherwise, so that no study or folder is of two rules
 DIGITS = 6  # genes are rounded, so that what a database gives back is what was evaluated
 
 
@@ -53,6 +53,7 @@ def _random(seed: int, generation: int, index: int) -> np.random.Generator:
 
 
 def _noise(random: np.random.Generator, groups: Sequence[int]) -> Genome:
+    """One mutation, [units]: of one size, each unit its own step or each group one."""
     size = 10 ** random.uniform(*NOISE)
     if random.random() < SHARED:
         return random.normal(0, size, max(groups) + 1)[np.asarray(groups)]

@@ -60,6 +60,10 @@ class SearchSettings:
         if self.criterion == "residual_norm":
             raise RSparseError("a search cannot score by residual_norm: it changes with every rank")
 
+    def known(self) -> dict[str, Any]:
+        """The settings by name, and which operators they are of."""
+        return asdict(self) | {"operators": genomes.VERSION}
+
     def check_calibration(self, calibration: Calibration) -> None:
         """Raises RSparseError where there are fewer windows than `samples`."""
         if len(calibration.windows) < self.samples:
@@ -118,7 +122,7 @@ def known_settings(calibration: Calibration, settings: SearchSettings) -> dict[s
     """What a study keeps of its search that is known without the model, the rows that `fit=dropped` reads included."""
     # Named so that other settings are told before it: what judges follows from `samples` too.
     windows = {"windows": calibration.stamp(sampled(calibration, settings.samples))}
-    return asdict(settings) | {"operators": genomes.OPERATORS} | windows
+    return settings.known() | windows
 
 
 def check_study(calibration: Calibration, settings: SearchSettings, storage: str, study: str = "search") -> None:

@@ -85,6 +85,16 @@ def test_a_folder_of_other_settings_is_refused_before_the_model_loads(done, here
     bad(says, *TRAINED, *options, "--populations", "4")
 
 
+def test_a_folder_of_other_operators_is_refused_before_the_model_loads(done, here, monkeypatch):
+    """As an earlier version of this library has left it: a table is of one rule."""
+    shutil.copytree(done[0] / "out", here / "out")
+    kept = json.loads((here / "out" / "settings.json").read_text())
+    del kept["settings"]["operators"]
+    (here / "out" / "settings.json").write_text(json.dumps(kept))
+    loads_nothing(monkeypatch)
+    bad("out holds cells of operators = ", *TRAINED, "--populations", "4")
+
+
 def test_more_populations_may_join(done, here):
     shutil.copytree(done[0] / "out", here / "out")
     assert good(*TRAINED, "--populations", "4").out.splitlines()[-1] == "out: 3 records, table.md and search.png"

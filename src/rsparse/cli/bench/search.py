@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> None:
     check_writable(args.out / "settings.json")
     source: Any = _Shape(args, settings) if args.shape else _Trained(args, settings)
     bench = SearchBench(populations, settings, args.out, source.load, source.config, report=_report)
-    with keeping(args.out, {"settings": {name: getattr(settings, name) for name in SETTINGS} | source.stamp()}):
+    common = {name: value for name, value in settings.known().items() if name != "population"}
+    with keeping(args.out, {"settings": common | source.stamp()}):
         if source.calibration is not None:
             for each in bench.missing():
                 check_study(source.calibration, each, storage_of(args.out, each.population))
