@@ -56,7 +56,17 @@ def test_it_writes_a_checkpoint_and_a_record_and_nothing_else(done, made):
     assert [metrics["kept_step"], metrics["heldout_kl"]] == best
     assert metrics["heldout_kl_before"] == metrics["history"][0][1] > metrics["heldout_kl"]
     assert metrics["fit_seconds"] > 0
-    assert metrics["fit_peak_bytes"] > 1e7  # on a CPU the process's, with torch in it
+
+
+def test_the_memory_in_the_record_is_the_fits(here, monkeypatch):
+    """Counted from just before it, and read behind it."""
+    seen, fit = [], rsparse.compensation.compensate
+    monkeypatch.setattr("rsparse.memory.reset_peak", lambda device: seen.append("reset"))
+    monkeypatch.setattr("rsparse.memory.peak_bytes", lambda device: seen.append("read") or 1234)
+    monkeypatch.setattr("rsparse.compensation.compensate", lambda *a, **o: (seen.append("fit"), fit(*a, **o))[1])
+    good(*COMPENSATE, "-o", "new", "--json", "record.json")
+    assert seen == ["reset", "fit", "read"]
+    assert json.loads((here / "record.json").read_text())["metrics"]["fit_peak_bytes"] == 1234
 
 
 def test_what_it_says(done):
