@@ -30,8 +30,7 @@ def main() -> int:
     args = parser.parse_args()
     records, won = load_records(BENCH), load_records(QUALITY)
     won += quality.searched(load_records(REPRODUCE), won)
-    levers = won
-    won = [r for r in won if not is_ablation(r)]
+    with_levers, won = won, [r for r in won if not is_ablation(r)]
     presets = [r for r in won if r["config"]["preset"] in ("balanced", "best")]
     curves = decode_table.load_records(CURVE)
     kernels, decoded = kernel_table.load_records(KERNELS), decode_table.load_records(DECODE)
@@ -39,7 +38,7 @@ def main() -> int:
         ROOT / "README.md": {"results": bench.readme_block([*records, *presets])},
         DOCS / "quality.md": {
             "results": quality.quality_block(records, won),
-            "levers": quality.levers_block(records, levers),
+            "levers": quality.levers_block(records, with_levers),
         },
         DOCS / "low_rank.md": {"results": quality.low_rank_block([*records, *won])},
         DOCS / "gpu.md": {

@@ -15,8 +15,4 @@ def texts(preset, level, a, b, **options):
     return [record(preset, level, text, perplexity=p, **options) for text, p in (("a.txt", a), ("b.txt", b))]
 
 
-def cells(line):
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
 BASE = [*texts("dense", 0.0, 10.0, 20.0), *texts("sparse_only", 0.5, 14.0, 30.0)]

@@ -7,16 +7,13 @@ import math
 import pytest
 
 from rsparse.analysis.gap_table import gap_closed, gap_tables
+from tests.analysis.tables import cells
 
 
 def record(preset, level, text, perplexity, *, compensation="", model="tiny.gguf", size=2_000_000):
     config = {"model": model, "preset": preset, "sparsity": level, "data": text, "token_policy": "all"}
     metrics = {"perplexity": perplexity, "bytes_per_token": size}
     return {"config": config | {"compensation": compensation}, "metrics": metrics}
-
-
-def cells(line):
-    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 BOTH = [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rsparse.analysis.lever_table import is_ablation, lever_tables
-from tests.analysis.gaps import BASE, TEXTS, cells, record, texts
+from tests.analysis.gaps import BASE, TEXTS, record, texts
+from tests.analysis.tables import cells
 
 ALONE = "joint-criterion-magnitude"
 

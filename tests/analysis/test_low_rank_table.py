@@ -8,6 +8,7 @@ import pytest
 
 from rsparse.analysis.low_rank_table import chosen, gain_table, kind_table, load_ranks, markdown
 from rsparse.errors import RSparseError
+from tests.analysis.tables import cells
 
 DROPPED = {
     "weighted90": {"o_proj": 0.5}, "output90": {"o_proj": 0.25}, "ratio": {"o_proj": 0.8}, "svd_ratio": {"o_proj": 1.25},
@@ -25,10 +26,6 @@ def record(method, kl, *, preset=None, level=0.5, share=0.0, text="a.txt", rho=N
     if rho is not None:
         config["kinds"] = {"o_proj": {"rho": rho, "ranked": 0.5, "criterion": ["magnitude"]}}
     return {"config": config, "metrics": {"kl_to_dense": kl}}
-
-
-def cells(line):
-    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_chosen_rho_stands_beside_the_spectra():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rsparse.analysis.preset_table import preset_table
-from tests.analysis.gaps import BASE, TEXTS, cells, record, texts
+from tests.analysis.gaps import BASE, TEXTS, record, texts
+from tests.analysis.tables import cells
 
 
 def tasks(preset, level, right, policy):

@@ -9,6 +9,7 @@ import pytest
 from rsparse.analysis.pareto import plot
 from rsparse.analysis.quality_table import load_records, markdown, perplexity_table, task_table
 from rsparse.errors import RSparseError
+from tests.analysis.tables import cells
 
 DENSE_BYTES = 200_000_000
 
@@ -39,10 +40,6 @@ RECORDS = [
     record("teal", 0.5, rows="1111111000"),  # 0.7: half of what dense has above 0.5
     record("teal", 0.5, policy="decode", rows="1111111110"),
 ]
-
-
-def cells(line):
-    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_the_perplexity_table_by_hand():

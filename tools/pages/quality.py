@@ -15,6 +15,7 @@ PRESET_SECONDS = (
     "Seconds are of runs that shared their card with others, up to six at a time: above what they are alone. Where accuracies "
     "were run, they are of the same recipe."
 )
+PROSE = [text for text in TITLES if text != "github.txt"]
 LOW_RANK_LEVEL = 0.5
 LEVER_LEVEL = 0.5
 LEVER_SAID = (
@@ -27,16 +28,14 @@ def quality_block(bench: list[dict[str, Any]], quality: list[dict[str, Any]]) ->
     """What the presets and compensation win back."""
     both = [*bench, *quality]
     records = [r for r in both if r["config"]["token_policy"] == "all"]
-    texts = [text for text in TITLES if text != "github.txt"]
-    presets = ["**The presets: what they win and cost**", "", *preset_table(both, texts), "", PRESET_SECONDS, ""]
+    presets = ["**The presets: what they win and cost**", "", *preset_table(both, PROSE), "", PRESET_SECONDS, ""]
     plots = "![perplexity over bytes, by model and text](pareto.png)"
-    return "\n".join([*presets, *gap_tables(records, texts), plots, "", bench_protocol(quality)])
+    return "\n".join([*presets, *gap_tables(records, PROSE), plots, "", bench_protocol(quality)])
 
 
 def levers_block(bench: list[dict[str, Any]], quality: list[dict[str, Any]]) -> str:
     """What each lever wins, alone and beside the others."""
-    texts = [text for text in TITLES if text != "github.txt"]
-    return "\n".join([*lever_tables([*bench, *quality], texts, LEVER_LEVEL), LEVER_SAID])
+    return "\n".join([*lever_tables([*bench, *quality], PROSE, LEVER_LEVEL), LEVER_SAID])
 
 
 def searched(records: list[dict[str, Any]], known: list[dict[str, Any]]) -> list[dict[str, Any]]:

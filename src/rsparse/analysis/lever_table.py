@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rsparse.analysis.gap_table import BASE, mean_closed
-from rsparse.analysis.preset_table import MEMORY, SECONDS
+from rsparse.analysis.preset_table import MEMORY, SECONDS, cost_cells
 from rsparse.analysis.quality_table import head_lines, row_line, rows_of
 
 Record = dict[str, Any]
@@ -59,8 +59,8 @@ def lever_tables(records: Sequence[Record], texts: Sequence[str], level: float) 
                 continue
             cells = [label, f"`{preset}`", *map(_percent, shares), _percent(_mean(shares))]
             configs = [own[0]["config"] if own else {} for own in mine]
-            cells += [_figure(_mean([config.get(field) for config in configs]), 1, 0) for field in SECONDS.values()]
-            cells += [_figure(_mean([config.get(field) for config in configs]), 1e9, 1) for field in MEMORY.values()]
+            fields = (*SECONDS.values(), *MEMORY.values())
+            cells += cost_cells({field: _mean([config.get(field) for config in configs]) for field in fields})
             bodies.append(row_line(cells))
         if bodies:
             lines += [f"**{title}, {level:.0%}**", "", *head_lines(heads), *bodies, ""]
@@ -74,7 +74,3 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
-
-
-def _figure(value: float | None, unit: float, digits: int) -> str:
-    return "" if value is None else f"{value / unit:.{digits}f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rsparse.analysis.gap_table import BASE, mean_closed
@@ -35,8 +35,13 @@ def preset_table(records: Sequence[Record], texts: Sequence[str]) -> list[str]:
             cells = [model.removesuffix(".gguf"), f"{level:.0%}", f"`{name}`", f"{closed:.0%}"]
             cells += [share_cell(mine, dense, policy) for policy in ("all", "decode")]
             config = mine[0]["config"]
-            cells += ["" if config.get(field) is None else f"{config[field]:.0f}" for field in SECONDS.values()]
-            cells += ["" if config.get(field) is None else f"{config[field] / 1e9:.1f}" for field in memory.values()]
+            cells += cost_cells(config, memory)
             cells.append(str(mine[0]["env"]["gpu"] or mine[0]["env"]["cpu"]))
             lines.append(row_line(cells))
     return lines
+
+
+def cost_cells(config: Mapping[str, Any], memory: Mapping[str, str] = MEMORY) -> list[str]:
+    """Seconds, and GB of the fields of `memory`; empty where there is no figure."""
+    cells = ["" if config.get(field) is None else f"{config[field]:.0f}" for field in SECONDS.values()]
+    return cells + ["" if config.get(field) is None else f"{config[field] / 1e9:.1f}" for field in memory.values()]

@@ -76,8 +76,7 @@ def run(args: argparse.Namespace) -> None:
 
         plot(result.recipe, result.history, settings.objective, args.plot)
     config = {"preset": "searched", "recipe_sha": result.recipe.sha(), "calibration": calibration.meta.label}
-    config |= {name: getattr(settings, name) for name in SETTINGS} | {"workers": args.workers}
-    config["operators"] = settings.known()["operators"]
+    config |= settings.known() | {"workers": args.workers}
     metrics = {"fitness": result.fitness, "history": result.history, "sparse_only_fitness": result.sparse_only}
     metrics |= {"evaluations": result.evaluations, "search_seconds": round(result.seconds, 2)}
     options.write_record(args, timer, model, config, metrics)

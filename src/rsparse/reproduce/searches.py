@@ -55,14 +55,13 @@ class Searches:
         return found
 
     def _search(self, model: str, settings: SearchSettings, methods: Sequence[MethodSpec], folder: Path) -> None:
-        kept = {name: value for name, value in settings.known().items() if name != "population"}
         populations = [search_settings(method, settings.sparsity, settings.seed).population for method in methods]
 
         def load() -> tuple[Any, Any]:
             bench = Workbench(model, *self.load(model), self.settings, ())
             return bench.model, bench.calibration
 
-        with keeping(folder, {"settings": kept}):
+        with keeping(folder, {"settings": settings.of_a_folder()}):
             SearchBench(populations, settings, folder, load, {"model": short(model)}, self.say, self._report).run()
 
     def _report(self, population: int, progress: Progress) -> None:

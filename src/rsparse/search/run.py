@@ -64,6 +64,10 @@ class SearchSettings:
         """The settings by name, and which operators they are of."""
         return asdict(self) | {"operators": genomes.VERSION}
 
+    def of_a_folder(self) -> dict[str, Any]:
+        """What searches of several populations in one folder have in common of them."""
+        return {name: value for name, value in self.known().items() if name != "population"}
+
     def check_calibration(self, calibration: Calibration) -> None:
         """Raises RSparseError where there are fewer windows than `samples`."""
         if len(calibration.windows) < self.samples:

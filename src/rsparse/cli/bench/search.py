@@ -46,8 +46,7 @@ def run(args: argparse.Namespace) -> None:
     check_writable(args.out / "settings.json")
     source: Any = _Shape(args, settings) if args.shape else _Trained(args, settings)
     bench = SearchBench(populations, settings, args.out, source.load, source.config, report=_report)
-    common = {name: value for name, value in settings.known().items() if name != "population"}
-    with keeping(args.out, {"settings": common | source.stamp()}):
+    with keeping(args.out, {"settings": settings.of_a_folder() | source.stamp()}):
         if source.calibration is not None:
             for each in bench.missing():
                 check_study(source.calibration, each, storage_of(args.out, each.population))
