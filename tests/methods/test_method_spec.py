@@ -75,7 +75,11 @@ def test_a_compensation_after_a_method(text, name, options, fit, label):
 
 @pytest.mark.parametrize(
     ("preset", "name", "options", "fit"),
-    [("fast", "teal", (), None), ("balanced", "joint", (), None), ("best", "joint", (("criterion", "column_norm"),), ())],
+    [
+        ("fast", "teal", (), None),
+        ("balanced", "joint", (), None),
+        ("best", "joint", (("criterion", "column_norm"), ("lowrank", "false")), ()),
+    ],
 )
 def test_presets(preset, name, options, fit):
     spec = MethodSpec.parse(f" {preset} ")

@@ -25,8 +25,8 @@ FITTED = {
     "teal-compensate-levels-false": "vectors, from `fast`",
     "teal-compensate": "vectors and levels, from `fast`",
     "joint-compensate": "vectors and levels, from `balanced`",
-    "joint-criterion-column_norm-compensate-levels-false": "`best`, levels not fitted",
-    "joint-criterion-column_norm-lowrank-false-compensate": "`best`, no low rank",
+    "joint-criterion-column_norm-lowrank-false-compensate-levels-false": "`best`, levels not fitted",
+    "joint-criterion-column_norm-compensate": "`best`, and low rank by kind",
     "best": "all: `best`",
 }
 ELSEWHERE = ("teal", "balanced", "best", "teal-compensate")  # in other tables too

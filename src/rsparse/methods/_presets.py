@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 # Measured gains and costs: docs/quality.md.
-PRESETS = {"fast": "teal", "balanced": "joint", "best": "joint:criterion=column_norm+compensate"}
+PRESETS = {"fast": "teal", "balanced": "joint", "best": "joint:criterion=column_norm,lowrank=false+compensate"}
