@@ -40,7 +40,7 @@ def main() -> int:
             "results": quality.quality_block(records, won),
             "levers": quality.levers_block(records, with_levers),
         },
-        DOCS / "low_rank.md": {"results": quality.low_rank_block([*records, *won])},
+        DOCS / "low_rank.md": {"results": quality.low_rank_block([*records, *with_levers])},
         DOCS / "gpu.md": {
             "decode": gpu.decode_block(decoded),
             "lengths": decode_table.by_length(curves),

@@ -20,11 +20,11 @@ RANK = {
 }
 
 
-def record(method, kl, *, preset=None, level=0.5, share=0.0, text="a.txt", rho=None, compensation=""):
+def record(method, kl, *, preset=None, level=0.5, share=0.0, text="a.txt", rho=None, compensation="", ranked=0.5):
     config = {"model": "tiny.gguf", "preset": preset or method, "method": method, "sparsity": level, "data": text}
     config |= {"rank_share": share, "compensation": compensation}
     if rho is not None:
-        config["kinds"] = {"o_proj": {"rho": rho, "ranked": 0.5, "criterion": ["magnitude"]}}
+        config["kinds"] = {"o_proj": {"rho": rho, "ranked": ranked, "criterion": ["magnitude"]}}
     return {"config": config, "metrics": {"kl_to_dense": kl}}
 
 
@@ -47,20 +47,26 @@ def test_groups_of_linears_are_no_row_of_theirs():
     assert cells(kind_table(RANK, [mine], 0.5)[2])[-1] == ""
 
 
-def test_what_is_gained_is_against_the_same_league_on_the_same_texts():
+def test_what_is_gained_is_against_the_same_recipe_without_low_rank_on_the_same_texts():
     records = [
         record("sparse_only", 0.4), record("sparse_only", 0.2, text="b.txt"), record("teal", 0.3),
         record("searched", 0.36, share=0.02), record("joint", 0.24, preset="balanced", share=0.005),
-        record("joint", 0.2, preset="best", share=0.005, compensation="c4"),
-        record("teal", 0.25, preset="teal-compensate", compensation="c4"), record("searched", 0.1, level=0.6),
+        record("joint", 0.32, preset="joint-lowrank-false"), record("searched", 0.1, level=0.6, share=0.02),
+        record("joint", 0.18, preset="joint-criterion-column_norm-compensate", share=0.005, compensation="c4"),
+        record("joint", 0.2, preset="best", compensation="c4"), record("rsparse", 0.3, preset="rsparse-compensate", share=0.05),
     ]  # fmt: skip
     found = {row[2]: row[3:] for row in map(cells, gain_table(records)[2:])}
     assert found == {
         "searched": ["2.0%", "0.360", "sparse_only", "0.400", "0.90"],
-        "balanced": ["0.5%", "0.240", "teal", "0.300", "0.80"],
-        "best": ["0.5%", "0.200", "teal-compensate", "0.250", "0.80"],
+        "balanced": ["0.5%", "0.240", "joint-lowrank-false", "0.320", "0.75"],
+        "joint-criterion-column_norm-compensate": ["0.5%", "0.180", "best", "0.200", "0.90"],
     }
     assert gain_table(records[:3]) == []
+
+
+def test_a_recipe_without_any_rank_and_an_ablation_have_no_column_of_rho():
+    records = [record("searched", 0.4, rho=1.0, ranked=0.0), record("joint", 0.3, preset="joint-criterion-magnitude", rho=0.97)]
+    assert chosen(records, 0.5) == {}
 
 
 def test_models_without_records_of_quality_have_their_spectra(tmp_path):

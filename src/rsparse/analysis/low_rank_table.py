@@ -8,11 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rsparse.analysis.lever_table import is_ablation
 from rsparse.analysis.quality_table import head_lines, row_line, rows_of
 from rsparse.errors import RSparseError
 
 Record = dict[str, Any]
-METHODS = ("rsparse", "searched", "joint")
+METHODS = ("searched", "joint")
+WITHOUT = {  # the same bytes and, but for low rank, the same recipe
+    "rsparse": "sparse_only",
+    "searched": "sparse_only",
+    "rsparse-compensate": "sparse_only-compensate",
+    "balanced": "joint-lowrank-false",
+    "joint-criterion-magnitude": "joint-criterion-magnitude-lowrank-false",
+    "joint-criterion-column_norm-compensate": "best",
+}
 HEADS = ("W, 90 %", "W diag(rms x_d), 90 %", "W x_d, 90 %", "price, fitted", "price, SVD", "pays in")
 
 
@@ -36,10 +45,12 @@ def model_of(record: Record) -> str:
 
 
 def chosen(records: Sequence[Record], level: float) -> dict[str, dict[str, Any]]:
-    """Preset → kind → what its recipe asks, of a model's records at `level` that say it; uniform ones have nothing to tell."""
+    """Preset → kind → what its recipe asks, of a model's records at `level` that say it; uniform ones and those without any
+    rank have nothing to tell, and ablations are not for this table."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
-    for config in (record["config"] for record in records):
-        if config["sparsity"] == level and config["method"] in METHODS[1:] and "kinds" in config:
+    for config in (record["config"] for record in records if not is_ablation(record)):
+        kinds = config.get("kinds", {})
+        if config["sparsity"] == level and config["method"] in METHODS and any(kind["ranked"] for kind in kinds.values()):
             found[METHODS.index(config["method"]), config["preset"]] = config["kinds"]
     return {preset: kinds for (_, preset), kinds in sorted(found.items())}
 
@@ -62,29 +73,22 @@ def _chosen(found: Mapping[str, Any] | None) -> str:
 
 
 def gain_table(records: Sequence[Record]) -> list[str]:
-    """Each recipe that has or could have low rank, against the same league's own without: mean KL over the texts of both."""
+    """Each recipe with low rank, against itself without, where both were measured: mean KL over the texts of both."""
     rows = {key: _kl(group) for key, group in rows_of(records).items()}
     lines = []
     for (model, level, preset), group in rows_of(records).items():
         config = group[0]["config"]
-        base = base_of(config)
+        base = WITHOUT.get(preset, "")
         theirs = rows.get((model, level, base), {})
         mine = rows[model, level, preset]
         texts = sorted(set(mine) & set(theirs))
-        if config["method"] not in METHODS or preset == base or not texts:
+        if not texts or not config["rank_share"]:
             continue
         kl, reference = (statistics.fmean(values[text] for text in texts) for values in (mine, theirs))
         cells = [model.removesuffix(".gguf"), f"{level:.0%}", preset, f"{config['rank_share']:.1%}", f"{kl:.3f}", base]
         lines.append(row_line([*cells, f"{reference:.3f}", f"{kl / reference:.2f}"]))
     heads = ["model", "asked", "method", "low rank's share of what is read", "KL", "without", "its KL", "ratio"]
     return [*head_lines(heads), *lines] if lines else []
-
-
-def base_of(config: Mapping[str, Any]) -> str:
-    """The preset without low rank that a record's is compared with: where `joint` starts, or one level for all."""
-    if config.get("compensation"):
-        return "teal-compensate"
-    return "teal" if config["method"] == "joint" else "sparse_only"
 
 
 def _kl(group: Sequence[Record]) -> dict[str, float]:
