@@ -67,9 +67,15 @@ def test_rho_by_block_and_unit(tmp_path, drawn):
     expected = np.array([[1.0, np.nan, 0.25], [0.5, 0.75, np.nan]])
     assert np.array_equal(image.get_array().filled(np.nan), expected, equal_nan=True)
     assert [label.get_text() for label in right.get_yticklabels()] == ["q_proj", "up_proj"]
-    assert image.get_clim() == (0, 1)  # the same colours for every search
+    assert image.get_clim() == (0.25, 1)
     assert "a-model" in drawn().get_suptitle()
     assert "0.50" in drawn().get_suptitle()
+
+
+def test_a_search_that_stays_near_1_is_told_apart_from_1(tmp_path, drawn):
+    plot(recipe_of(dict.fromkeys(RHOS, 0.97)), HISTORY, "kl", tmp_path / "search.png")
+    (image,) = drawn().axes[1].images
+    assert image.get_clim() == (0.9, 1)
 
 
 def test_the_same_search_is_the_same_picture(tmp_path):

@@ -31,7 +31,7 @@ README_METRICS = "MB a token are the bytes that it reads, head included."
 README_NOTE = (
     "Perplexity by text; lower is better. `best` fits vectors by gradient on calibration text, all other methods fit nothing: "
     "compare it with others after the same fit ([quality](docs/quality.md)). Empty cells were not measured: the accuracy "
-    "of the presets is known at 40 % (there too). On SmolLM2 the search chose no low rank at this level: it is sparse-only."
+    "of the presets is known at 40 % (there too)."
 )
 
 

@@ -53,6 +53,11 @@ def kind_means(values: Mapping[str, float]) -> dict[str, float]:
     return {kind: float(np.nanmean(row)) for kind, row in zip(kinds, grid, strict=True)}
 
 
+def rho_limits(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The ends of a map's colours: searches leave most units near 1, which a scale from 0 shows as one colour."""
+    return min(0.9, float(np.nanmin(values))), 1.0
+
+
 def heat_map(figure: Any, axis: Any, values: Mapping[str, float], title: str, *, low: Any = None, high: Any = None) -> None:
     """Values by unit as block × kind."""
     kinds, grid = by_kind(values)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rsparse.analysis.pictures import COLORS, finish, heat_map, kind_means, picture
+from rsparse.analysis.pictures import COLORS, finish, heat_map, kind_means, picture, rho_limits
 from rsparse.analysis.recipe_table import block_and_kind
 from rsparse.models.layout import sites
 from rsparse.progress import progress
@@ -184,12 +184,12 @@ def plot(
 ) -> None:
     """rank90 by block and kind; the spectra's energy by kind; with a recipe its rho, and rho over rank90; with `corners` the
     same of them."""
-    # what stands beside: values, the heading of their map, their axis, its upper end
-    beside = [
-        (values, *words)
-        for values, *words in ((rho, "the recipe's rho", "rho", 1), (corners, "importance in the 25 % corner", "mass", None))
-        if values is not None
-    ]
+    # what stands beside: values, the heading of their map, their axis, the ends of its colours
+    beside: list[tuple[Mapping[str, float], str, str, tuple[float, float | None]]] = []
+    if rho is not None:
+        beside.append((rho, "the recipe's rho", "rho", rho_limits(np.array(list(rho.values())))))
+    if corners is not None:
+        beside.append((corners, "importance in the 25 % corner", "mass", (0.0, None)))
     rows = 1 + len(beside)
     kinds = list(kind_means({name: each.rank90 for name, each in found.items()}))
     with picture(path, rows, 2, (11.5, 3.6 * rows), title, width_ratios=[1.5, 1]) as (figure, axes):
@@ -200,8 +200,8 @@ def plot(
             axes[0, 1].plot(CURVE, np.mean(curves, axis=0), color=color, label=kind, linewidth=1.2)
         axes[0, 1].axhline(0.9, color="black", linestyle=":", linewidth=1)
         finish(axes[0, 1], "share of the components", "share of the energy", "energy held, mean over the blocks")
-        for (values, head, label, high), (left, right) in zip(beside, axes[1:], strict=True):
-            heat_map(figure, left, values, head, low=0, high=high)
+        for (values, head, label, (low, high)), (left, right) in zip(beside, axes[1:], strict=True):
+            heat_map(figure, left, values, head, low=low, high=high)
             for color, kind in zip(COLORS, kinds, strict=False):
                 names = [name for name in rank90 if name.endswith(f".{kind}") and name in values]
                 style = {"s": 12, "color": color, "label": kind, "alpha": 0.7}

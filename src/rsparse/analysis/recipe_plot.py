@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rsparse.analysis.pictures import rho_limits
 from rsparse.analysis.recipe_table import by_kind
 from rsparse.atomic import new_file
 from rsparse.errors import RSparseError
@@ -56,8 +57,8 @@ def plot_recipe(recipe: Recipe, path: Path) -> None:
         grid = unit_grid(recipe, field)
         if field == "threshold":
             grid = np.log10(np.where(grid > 0, grid, np.nan))
-        low, high = (None, None) if field == "threshold" else (0.0, 1.0)
-        image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=low, vmax=high)
+        limits = rho_limits(grid) if field == "rho" else (None, None) if field == "threshold" else (0.0, 1.0)
+        image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=limits[0], vmax=limits[1])
         figure.colorbar(image, ax=axis, pad=0.01)
         axis.set_title(title, fontsize=9, loc="left")
         axis.set_yticks(range(len(kinds)), [kind.rpartition(".")[2] for kind in kinds], fontsize=8)

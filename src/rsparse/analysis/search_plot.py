@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from rsparse.analysis.pictures import rho_limits
 from rsparse.analysis.recipe_plot import check_plot, unit_grid
 from rsparse.analysis.recipe_table import by_kind
 from rsparse.atomic import new_file
@@ -29,7 +30,8 @@ def plot(recipe: Recipe, history: Sequence[float], objective: str, path: Path) -
     left.plot(range(1, len(values) + 1), values, marker="o")
     left.set(xlabel="generation", ylabel=f"best {objective} so far", xticks=range(1, len(values) + 1))
     left.grid(alpha=0.3)
-    image = right.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    low, high = rho_limits(grid)
+    image = right.imshow(grid, aspect="auto", cmap="viridis", vmin=low, vmax=high)
     figure.colorbar(image, ax=right, pad=0.01)
     right.set_yticks(range(len(grid)), [kind.rpartition(".")[2] for kind in by_kind(recipe)], fontsize=8)
     right.set(xlabel="block", title="rho: share of kept bytes in whole channels")
