@@ -62,6 +62,7 @@ def test_what_is_gained_is_against_the_same_recipe_without_low_rank_on_the_same_
         "joint-criterion-column_norm-compensate": ["0.5%", "0.180", "best", "0.200", "0.90"],
     }
     assert gain_table(records[:3]) == []
+    assert gain_table([*records[:3], record("searched", 0.4)]) == []  # it chose no rank: nothing to compare
 
 
 def test_a_recipe_without_any_rank_and_an_ablation_have_no_column_of_rho():

@@ -109,3 +109,10 @@ def test_picture(tmp_path):
     assert a.std() > 0.05
     assert b.shape[0] > 1.8 * a.shape[0]
     assert c.shape[0] > 2.8 * a.shape[0]
+
+
+def test_the_map_of_rho_tells_apart_what_lies_near_1(tmp_path, drawn):
+    found = of(k_proj=[0.2, 0.5], up_proj=[0.4, 0.4])
+    plot(found, dict.fromkeys(found, 0.97), "title", tmp_path / "a.png")
+    ends = [axis.images[0].get_clim() for axis in drawn().axes if axis.images]
+    assert ends == [(0, 1), (0.9, 1)]

@@ -79,6 +79,13 @@ def test_the_plot_shows_the_levels(recipe, tmp_path):
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 
 
+def test_levels_are_told_apart_from_0_to_1_and_rho_from_90_percent(recipe, tmp_path, drawn):
+    units = {name: dataclasses.replace(one, rho=0.97) for name, one in recipe.units.items()}
+    plot_recipe(dataclasses.replace(recipe, units=units), tmp_path / "a.png")
+    level, rho = (axis.images[0].get_clim() for axis in drawn().axes[:2])
+    assert (level, rho) == ((0, 1), (0.9, 1))
+
+
 def test_a_dense_recipe_can_be_drawn(tmp_path):
     name = "model.layers.0.mlp.up_proj"
     plot_recipe(Recipe("llama", {name: UnitRecipe((name,), (24,), 48, 0.0)}), tmp_path / "a.png")

@@ -30,15 +30,6 @@ RHOS = {
 }
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Figures are left open, to be looked into."""
-    monkeypatch.setattr(plt, "close", lambda figure: None)
-    yield lambda: plt.figure(plt.get_fignums()[-1])
-    monkeypatch.undo()
-    plt.close("all")
-
-
 def test_the_plot_is_a_readable_png(tmp_path):
     path, before = tmp_path / "new" / "search.png", plt.get_fignums()
     plot(recipe_of(RHOS), HISTORY, "perplexity", path)

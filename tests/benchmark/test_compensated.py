@@ -88,12 +88,14 @@ def test_the_record_says_how_it_was_fitted_and_is_what_compensate_gives(files, r
 def test_presets_and_what_they_share(files, recipes):
     bench = Bench(files, grid(files, "joint+compensate", "best", "balanced", **texts(files, "one")), **FIT, seed=2)
     assert bench.run() == []
-    assert recipes == [("joint", 0.4, {"seed": 2}), ("joint", 0.4, {"seed": 2, "criterion": "column_norm"})]
+    own = {"criterion": "column_norm", "lowrank": "false"}
+    assert recipes == [("joint", 0.4, {"seed": 2}), ("joint", 0.4, {"seed": 2, **own})]
     names = "joint-compensate", "best", "balanced"
     plain, best, balanced = (bench.record(f"{name}-s0.4-all-one")["config"] for name in names)
     assert [each["preset"] for each in (plain, best, balanced)] == list(names)
     assert {each["method"] for each in (plain, best, balanced)} == {"joint"}
     assert best["criterion"] == ["column_norm"]
+    assert best["rank_share"] == 0
     assert plain["recipe_seconds"] == balanced["recipe_seconds"] > 0
     for fitted in (plain, best):
         assert fitted["fit_seconds"] > 0

@@ -18,6 +18,10 @@ PRESET_SECONDS = (
 PROSE = [text for text in TITLES if text != "github.txt"]
 LOW_RANK_LEVEL = 0.5
 LEVER_LEVEL = 0.5
+LOW_RANK_SAID = (
+    "The mean over all texts, every token sparse. `searched` scores by the paper's criterion, which is the column norm where a "
+    "linear has a rank and the magnitude elsewhere: its ratio is of both."
+)
 LEVER_SAID = (
     "The mean share of the gap from sparse-only to dense that is closed on WikiText-2, C4 and StackExchange, every token "
     "sparse; seconds and GB are means over the models, of runs that shared their card with others."
@@ -60,4 +64,4 @@ def low_rank_block(records: list[dict[str, Any]]) -> str:
         f"{config['dtype']}; chosen rho at {LOW_RANK_LEVEL:.0%}, the share of blocks with a rank above 0 in brackets. All "
         "weights were 4 bit once and are dequantised."
     )
-    return f"{said}\n\n{low_rank_table.markdown(ranks, mine, LOW_RANK_LEVEL)}"
+    return f"{said}\n\n{low_rank_table.markdown(ranks, mine, LOW_RANK_LEVEL)}\n{LOW_RANK_SAID}"

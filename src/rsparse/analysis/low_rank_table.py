@@ -14,7 +14,8 @@ from rsparse.errors import RSparseError
 
 Record = dict[str, Any]
 METHODS = ("searched", "joint")
-WITHOUT = {  # the same bytes and, but for low rank, the same recipe
+# The same bytes and, but for low rank, the same recipe; that of `searched` scores by column norm where it has a rank, too.
+WITHOUT = {
     "rsparse": "sparse_only",
     "searched": "sparse_only",
     "rsparse-compensate": "sparse_only-compensate",

@@ -39,6 +39,13 @@ def unit_grid(recipe: Recipe, field: str) -> NDArray[np.float64]:
     return grid
 
 
+def _limits(field: str, grid: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """The ends of a panel's colours."""
+    if field == "threshold":
+        return None, None
+    return rho_limits(grid) if field == "rho" else (0.0, 1.0)
+
+
 def plot_recipe(recipe: Recipe, path: Path) -> None:
     """Heat maps block × kind of unit, as a PNG (or whatever `path` ends in)."""
     check_plot(path)
@@ -57,8 +64,8 @@ def plot_recipe(recipe: Recipe, path: Path) -> None:
         grid = unit_grid(recipe, field)
         if field == "threshold":
             grid = np.log10(np.where(grid > 0, grid, np.nan))
-        limits = rho_limits(grid) if field == "rho" else (None, None) if field == "threshold" else (0.0, 1.0)
-        image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=limits[0], vmax=limits[1])
+        low, high = _limits(field, grid)
+        image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=low, vmax=high)
         figure.colorbar(image, ax=axis, pad=0.01)
         axis.set_title(title, fontsize=9, loc="left")
         axis.set_yticks(range(len(kinds)), [kind.rpartition(".")[2] for kind in kinds], fontsize=8)
