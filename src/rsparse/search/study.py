@@ -177,7 +177,8 @@ def _storage_errors(what: str) -> Iterator[None]:
     except Exception as error:
         found = error.__cause__ or error  # Optuna's own line guesses at a value that is too long
         reason = (str(found).strip().splitlines() or [type(found).__name__])[0]
-        raise RSparseError(f"cannot {what} the study's storage ({reason[:200]}); what was finished is kept there") from error
+        kept = "" if what == "open" else "; what was finished is kept there"
+        raise RSparseError(f"cannot {what} the study's storage ({reason[:200]}){kept}") from error
 
 
 def _holds(trial: FrozenTrial) -> bool:
