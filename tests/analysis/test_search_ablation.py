@@ -7,7 +7,6 @@ import json
 import math
 
 import matplotlib.image
-import matplotlib.pyplot as plt
 import pytest
 
 from rsparse.analysis.search_ablation import load_records, markdown, plot
@@ -27,15 +26,6 @@ def record_of(population, history=(3.0, 2.5, 2.5), objective="perplexity", **con
 
 def all_records(**more):
     return [record_of(population, HISTORIES[population], **more) for population in sorted(HISTORIES)]
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """Figures are left open, to be looked into."""
-    monkeypatch.setattr(plt, "close", lambda figure: None)
-    yield lambda: plt.figure(plt.get_fignums()[-1])
-    monkeypatch.undo()
-    plt.close("all")
 
 
 def test_records_are_found_by_population(tmp_path):

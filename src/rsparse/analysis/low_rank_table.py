@@ -52,7 +52,7 @@ def chosen(records: Sequence[Record], level: float) -> dict[str, dict[str, Any]]
     for config in (record["config"] for record in records if not is_ablation(record)):
         kinds = config.get("kinds", {})
         if config["sparsity"] == level and config["method"] in METHODS and any(kind["ranked"] for kind in kinds.values()):
-            found[METHODS.index(config["method"]), config["preset"]] = config["kinds"]
+            found[METHODS.index(config["method"]), config["preset"]] = kinds
     return {preset: kinds for (_, preset), kinds in sorted(found.items())}
 
 
